@@ -1,0 +1,80 @@
+"""Names of everything we keep in Redis. ``docs/architecture.md`` has the table of types and lifetimes."""
+
+from __future__ import annotations
+
+LEASES = "ke:leases"
+WORKERS = "ke:workers"
+OBITUARIES = "ke:obituaries"
+
+#: The Celery task that carries a batch of calls.
+CALL_TASK = "executor.call"
+CALL_CONTENT_TYPE = "application/x-kube-executor"
+
+#: kombu's priority lists: ``QUEUE`` itself is priority 0, the others carry a suffix.
+PRIORITY_SEPARATOR = "\x06\x16"
+PRIORITY_STEPS = (0, 3, 6, 9)
+
+
+def pool_queue(pool: str) -> str:
+    """Our own queue of a pool; services' queues keep their raw names."""
+    return f"ke.{pool}"
+
+
+def priority_queue(queue: str, priority: int) -> str:
+    """The list that holds one priority of a queue, as kombu names it; 0 is served first.
+
+    Args:
+        queue: Name of the queue.
+        priority: 0..9; rounded down to a step of :data:`PRIORITY_STEPS`.
+    """
+    step = max(s for s in PRIORITY_STEPS if s <= priority)
+    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
+
+
+def priority_queues(queue: str) -> list[str]:
+    """All priority lists of a queue, most urgent first."""
+    return [priority_queue(queue, step) for step in PRIORITY_STEPS]
+
+
+def inflight(worker: str) -> str:
+    return f"ke:inflight:{worker}"
+
+
+def inbox(worker: str, queue_key: str) -> str:
+    return f"ke:inbox:{worker}:{queue_key}"
+
+
+def tomb(worker: str) -> str:
+    return f"ke:tomb:{worker}"
+
+
+def control(worker: str) -> str:
+    return f"ke:ctl:{worker}"
+
+
+def client(client_id: str) -> str:
+    return f"ke:client:{client_id}"
+
+
+def replies(client_id: str) -> str:
+    return f"ke:replies:{client_id}"
+
+
+def batches(client_id: str) -> str:
+    return f"ke:batches:{client_id}"
+
+
+def cancels(client_id: str) -> str:
+    return f"ke:cancels:{client_id}"
+
+
+def function(client_id: str, digest: str) -> str:
+    return f"ke:fn:{client_id}:{digest}"
+
+
+def buffer(client_id: str, name: str) -> str:
+    return f"ke:buf:{client_id}:{name}"
+
+
+def dead_letters(pool: str) -> str:
+    return f"ke:dead:{pool}"
