@@ -6,10 +6,6 @@ LEASES = "ke:leases"
 WORKERS = "ke:workers"
 OBITUARIES = "ke:obituaries"
 
-#: The Celery task that carries a batch of calls.
-CALL_TASK = "executor.call"
-CALL_CONTENT_TYPE = "application/x-kube-executor"
-
 #: kombu's priority lists: ``QUEUE`` itself is priority 0, the others carry a suffix.
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)

@@ -1,0 +1,142 @@
+"""Functions to bytes, once: the same function is not pickled again for each call.
+
+What may be skipped is decided by identity of everything that its pickle would hold:
+
+- importable functions are pickled by reference: their name is all there is;
+- lambdas, closures and functions of ``__main__`` are pickled by value: skipped only while code, defaults,
+  closure cells and referenced globals are the very same objects *and* immutable. An ``id()`` is not enough
+  (it is reused), nor is the function object (a captured list changes under it);
+- anything else callable (partials, bound methods, instances) is pickled each time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from executor.wire import pickling
+from executor.wire.signing import content_digest
+
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), type(...), range, ModuleType, BuiltinFunctionType)
+#: Functions referenced by functions: how deep their own parts are compared.
+_MAX_DEPTH = 8
+
+
+class PickledFunction(NamedTuple):
+    """A function's bytes and their SHA-256 in hex."""
+
+    digest: str
+    data: bytes
+
+
+class FunctionCache:
+    """Pickles functions and remembers those that cannot have changed. Used by many threads."""
+
+    def __init__(self) -> None:
+        self._by_reference: WeakKeyDictionary[Callable[..., Any], PickledFunction] = WeakKeyDictionary()
+        self._by_value: WeakKeyDictionary[FunctionType, tuple[list[object], PickledFunction]] = WeakKeyDictionary()
+
+    def pickled(self, function: Callable[..., Any]) -> PickledFunction:
+        """The function's bytes, from memory where that is safe.
+
+        Raises:
+            Exception: Whatever pickling raised.
+        """
+        if type(function) is not FunctionType:
+            return _pickled(function)
+        if is_importable(function):
+            known = self._by_reference.get(function)
+            if known is None:
+                known = self._by_reference[function] = _pickled(function)
+            return known
+        return self._pickled_by_value(function)
+
+    def _pickled_by_value(self, function: FunctionType) -> PickledFunction:
+        parts: list[object] = []
+        if not _collect(function, parts, set(), 0):
+            return _pickled(function)
+        known = self._by_value.get(function)
+        if known is not None and len(known[0]) == len(parts) and all(map(_same, known[0], parts)):
+            return known[1]
+        fresh = _pickled(function)
+        self._by_value[function] = (parts, fresh)
+        return fresh
+
+
+def is_importable(function: FunctionType) -> bool:
+    """Whether another process finds the same function by its module and name."""
+    module = function.__module__
+    if module == "__main__" or _registered_by_value(module):
+        return False
+    found: Any = sys.modules.get(module)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _registered_by_value(module: str) -> bool:
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    if cloudpickle is None or not (names := cloudpickle.list_registry_pickle_by_value()):
+        return False
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+def _pickled(function: Callable[..., Any]) -> PickledFunction:
+    data = pickling.dumps(function)
+    return PickledFunction(content_digest(data), data)
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or (type(one) is type(other) and type(one) in (int, str, bytes) and one == other)
+
+
+def _collect(function: FunctionType, parts: list[object], seen: set[int], depth: int) -> bool:
+    """Append all that a pickle by value would hold; False where some of it may change unseen."""
+    if id(function) in seen:
+        return True
+    if depth > _MAX_DEPTH or function.__dict__:
+        return False
+    seen.add(id(function))
+    parts += (function, function.__code__, function.__name__, function.__doc__)
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    parts.append(function.__kwdefaults__ and tuple(function.__kwdefaults__))
+    try:
+        values += [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # an empty cell will be filled later
+        return False
+    namespace = function.__globals__
+    values += [namespace[name] for name in _names(function.__code__) if name in namespace]
+    return all(_collect_value(value, parts, seen, depth) for value in values)
+
+
+def _collect_value(value: object, parts: list[object], seen: set[int], depth: int) -> bool:
+    if isinstance(value, _IMMUTABLE) and type(value) in _IMMUTABLE:
+        parts.append(value)
+        return True
+    if type(value) is tuple:
+        parts.append(value)
+        return all(_collect_value(item, parts, seen, depth) for item in value)
+    if type(value) is FunctionType:
+        if is_importable(value):
+            parts.append(value)
+            return True
+        return _collect(value, parts, seen, depth + 1)
+    if isinstance(value, type):
+        parts.append(value)
+        return value.__module__ != "__main__" and not _registered_by_value(value.__module__)
+    return False
+
+
+_code_names: WeakKeyDictionary[CodeType, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    """All names that the code and the code nested in it may look up in globals."""
+    known = _code_names.get(code)
+    if known is None:
+        nested = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+        known = _code_names[code] = tuple(dict.fromkeys([*code.co_names, *nested]))
+    return known

@@ -1,0 +1,140 @@
+"""Objects to bytes and back: C pickle where it is enough, cloudpickle where it is needed.
+
+C pickle (0.7 µs out and in) names importable things by reference. That is wrong for what lives in
+``__main__`` or in a module registered with ``cloudpickle.register_pickle_by_value``: another process
+has another ``__main__``. So when the bytes name such a module, and when C pickle gives up (lambdas,
+closures), cloudpickle (some µs more) takes over and ships the definition itself.
+
+Buffers (NumPy arrays, bytes wrapped in ``PickleBuffer``) of :data:`OUT_OF_BAND_BYTES` and more are handed
+out beside the pickle (protocol 5), so that they are never copied through it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pickle import PickleBuffer
+from typing import Any
+
+from executor.errors import RemoteTraceback, SerializationError
+from executor.wire import outcome
+
+#: Buffers from this size on travel beside the pickle. Through base64 and JSON 64 MiB cost over a second.
+OUT_OF_BAND_BYTES = 64 * 1024
+
+_MAIN = b"__main__"
+
+
+def dumps(value: object, buffers: list[PickleBuffer] | None = None) -> bytes:
+    """Pickle any value for another process.
+
+    Args:
+        value: The object.
+        buffers: Receives buffers of at least :data:`OUT_OF_BAND_BYTES`; None keeps all in the bytes.
+
+    Raises:
+        Exception: Whatever pickling raised: ``PicklingError``, ``TypeError``, or from the object's own ``__reduce__``.
+    """
+    taken = [] if buffers is None else buffers
+    start = len(taken)
+    callback = None if buffers is None else _taker(taken)
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=callback)
+        if not by_value(data):
+            return data
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pass  # a lambda, a closure, a local class: cloudpickle says whether it really cannot
+    del taken[start:]
+    return _cloudpickle().dumps(value, 5, buffer_callback=callback)
+
+
+def loads(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
+    """Unpickle bytes whose signature has been verified; never call it on others.
+
+    Args:
+        data: From :func:`dumps`.
+        buffers: The out-of-band buffers, in order.
+    """
+    return pickle.loads(data, buffers=buffers)  # noqa: S301
+
+
+def by_value(data: bytes) -> bool:
+    """Whether a pickle by reference names a module that another process does not have."""
+    if _MAIN in data:
+        return True
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    if cloudpickle is None:
+        return False
+    names: Iterable[str] = cloudpickle.list_registry_pickle_by_value()
+    return any(name.encode() in data for name in names)
+
+
+def exception_outcome(error: BaseException) -> bytes:
+    """A user's exception as an outcome: pickled with its traceback as text.
+
+    An exception that cannot be pickled, or whose pickle cannot be opened again (a constructor with other
+    arguments than ``args``), becomes a :class:`SerializationError` that carries its type, text and traceback.
+    """
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        data = _exception_pickle(error)
+        loads(data)
+    except Exception as failure:  # noqa: BLE001 - user code: __reduce__ and __init__ may raise anything
+        return outcome.error(
+            "SerializationError",
+            f"The call raised {type(error).__qualname__}: {error}\nand this exception cannot travel: {failure!r}. "
+            "Give it a constructor that accepts its own .args, or raise a plain exception.",
+            {"exception": type(error).__qualname__, "text": str(error), "traceback": text},
+        )
+    return outcome.exception(data, text)
+
+
+def exception_from(body: bytes | memoryview) -> BaseException:
+    """The user's exception again, with the worker's traceback as its ``__cause__``.
+
+    Raises:
+        Exception: From unpickling; see :func:`load_error`.
+    """
+    data, text = outcome.exception_parts(body)
+    error: BaseException = loads(data)
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def load_error(what: str, failure: BaseException) -> SerializationError:
+    """What to raise where bytes arrived well but cannot be opened here."""
+    wrapped = SerializationError(
+        f"{what} cannot be unpickled here: {type(failure).__name__}: {failure}. "
+        "Its module must be importable on both sides with the same version."
+    )
+    wrapped.__cause__ = failure
+    return wrapped
+
+
+def _exception_pickle(error: BaseException) -> bytes:
+    cause, context, tb = error.__cause__, error.__context__, error.__traceback__
+    try:
+        return dumps(error.with_traceback(None))
+    finally:
+        error.__traceback__, error.__cause__, error.__context__ = tb, cause, context
+
+
+def _taker(taken: list[PickleBuffer]) -> Callable[[PickleBuffer], bool]:
+    def take(buffer: PickleBuffer) -> bool:
+        try:
+            large = buffer.raw().nbytes >= OUT_OF_BAND_BYTES
+        except BufferError:  # not contiguous: only the pickle can hold it
+            return True
+        if large:
+            taken.append(buffer)
+        return not large
+
+    return take
+
+
+def _cloudpickle() -> Any:
+    import cloudpickle  # 40 ms, and many clients never need it
+
+    return cloudpickle
