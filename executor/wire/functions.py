@@ -100,7 +100,7 @@ def _collect(function: FunctionType, parts: list[object], seen: set[int], depth:
     if depth > _MAX_DEPTH or function.__dict__:
         return False
     seen.add(id(function))
-    parts += (function, function.__code__, function.__name__, function.__doc__)
+    parts += (function.__code__, function.__name__, function.__doc__)  # not the function: the cache must let go of it
     values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     parts.append(function.__kwdefaults__ and tuple(function.__kwdefaults__))
     try:
@@ -130,13 +130,18 @@ def _collect_value(value: object, parts: list[object], seen: set[int], depth: in
     return False
 
 
-_code_names: WeakKeyDictionary[CodeType, tuple[str, ...]] = WeakKeyDictionary()
+#: By ``id``, checked by identity: hashing a code object costs more than looking at it.
+_code_names: dict[int, tuple[CodeType, tuple[str, ...]]] = {}
 
 
 def _names(code: CodeType) -> tuple[str, ...]:
     """All names that the code and the code nested in it may look up in globals."""
-    known = _code_names.get(code)
-    if known is None:
-        nested = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
-        known = _code_names[code] = tuple(dict.fromkeys([*code.co_names, *nested]))
-    return known
+    known = _code_names.get(id(code))
+    if known is not None and known[0] is code:
+        return known[1]
+    nested = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+    names = tuple(dict.fromkeys([*code.co_names, *nested]))
+    if len(_code_names) > 4096:
+        _code_names.clear()
+    _code_names[id(code)] = (code, names)
+    return names

@@ -1,0 +1,68 @@
+"""What ``ex.options(...)`` may say about calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from executor.tasks.pool_spec import DEFAULT_POOL
+
+#: Deliveries of one call that may die with their worker before it fails (design: P5).
+DEFAULT_MAX_DELIVERIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """How calls are to be run. All times are in seconds.
+
+    Attributes:
+        timeout: Run time of one attempt; after it the process is killed and the call fails with CallTimeout.
+        expires: Time to wait for its start; after it the call fails with CallExpired and never runs.
+        retries: How often a call that raised is run again.
+        retry_on: Exception types that are worth another attempt.
+        backoff: Pause before the first retry; doubles each time, with jitter.
+        max_deliveries: How often a call may start when workers die under it; 1 is at most once.
+        priority: 0 (first) to 9 (last), as kombu's Redis transport orders them: 0, 3, 6, 9.
+        pool: Name of the pool to run in.
+        name: Shown in place of the function's name.
+
+    Raises:
+        ValueError, TypeError: A field does not make sense; names it.
+    """
+
+    timeout: float | None = None
+    expires: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    backoff: float = 0.1
+    max_deliveries: int = DEFAULT_MAX_DELIVERIES
+    priority: int = 0
+    pool: str = DEFAULT_POOL
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("timeout", "expires"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ValueError(f"{field}={value!r} must be a number of seconds above 0, or None.")
+        if self.retries < 0 or self.backoff < 0:
+            raise ValueError(f"retries={self.retries!r} and backoff={self.backoff!r} must not be negative.")
+        if self.max_deliveries < 1:
+            raise ValueError(f"max_deliveries={self.max_deliveries!r} must be 1 (at most once) or more.")
+        if not 0 <= self.priority <= 9:
+            raise ValueError(f"priority={self.priority!r} must be from 0 (first) to 9 (last).")
+        if isinstance(self.retry_on, type):
+            object.__setattr__(self, "retry_on", (self.retry_on,))
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.retry_on):
+            raise TypeError(f"retry_on={self.retry_on!r} must hold exception types.")
+
+
+def retry_delay_s(options: CallOptions, attempt: int, random: float) -> float:
+    """Pause before the next attempt: exponential with full jitter in its upper half, at most a minute.
+
+    Args:
+        options: Of the call.
+        attempt: Attempts that have raised, from 1.
+        random: From 0 to 1.
+    """
+    delay: float = min(60.0, options.backoff * 2.0 ** (attempt - 1))
+    return delay * (0.5 + random / 2)
