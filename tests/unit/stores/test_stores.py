@@ -1,0 +1,300 @@
+"""What every store promises, and what is special about each."""
+
+import errno
+import os
+import stat
+import threading
+from pickle import PickleBuffer
+
+import pytest
+
+from executor.errors import BadSignature, BlobMissing
+from executor.stores.base import BlobRef, BlobStore, open_store
+from executor.stores.filesystem import SharedDiskStore
+from executor.stores.memory import MemoryStore
+from executor.stores.scratch import ScratchStore
+
+MIB = 1024 * 1024
+SIZES = [0, 1, 65_536, 3 * MIB + 1, 9 * MIB]
+
+
+@pytest.fixture(params=["memory", "file", "shm"])
+def store(request, tmp_path):
+    locator = "memory:" if request.param == "memory" else f"{request.param}://{tmp_path}/blobs%20here"
+    store = open_store(locator)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    store = ScratchStore(str(tmp_path / "scratch"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    store = SharedDiskStore(str(tmp_path / "disk"))
+    yield store
+    store.close()
+
+
+class TestEveryStore:
+    def test_satisfies_the_protocol(self, store):
+        assert isinstance(store, BlobStore)
+
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("hashed", [False, True])
+    def test_bytes_come_back(self, store, size, hashed):
+        data = os.urandom(size)
+        ref = store.put(data, hashed=hashed)
+        assert bytes(store.get(ref)) == data
+        assert ref.size == size
+        assert BlobRef.from_json(ref.to_json()) == ref
+        assert not hashed or ref.digest
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, PickleBuffer])
+    def test_takes_every_kind_of_buffer(self, store, kind):
+        assert bytes(store.get(store.put(kind(b"abc" * 100)))) == b"abc" * 100
+
+    def test_takes_views_of_other_shapes(self, store):
+        view = memoryview(bytearray(range(24))).cast("B", (4, 6))
+        assert bytes(store.get(store.put(view))) == bytes(range(24))
+
+    def test_refuses_a_buffer_with_gaps(self, store):
+        with pytest.raises(BufferError):
+            store.put(memoryview(b"abcdef")[::2])
+
+    @pytest.mark.parametrize("hashed", [False, True])
+    @pytest.mark.parametrize("size", [10, 2 * MIB])
+    def test_a_view_is_writable_and_private(self, store, size, hashed):
+        ref = store.put(bytes(size), hashed=hashed)
+        view, other = store.get(ref), store.get(ref)
+        view[0] = 7
+        assert (view[0], other[0], store.get(ref)[0]) == (7, 0, 0)
+
+    def test_put_copies(self, store):
+        data = bytearray(100)
+        ref = store.put(data)
+        data[0] = 1
+        assert store.get(ref)[0] == 0
+
+    def test_a_missing_blob_is_told_clearly(self, store):
+        ref = store.put(b"x" * 10)
+        gone = ref._replace(name="0" * len(ref.name))
+        with pytest.raises(BlobMissing, match="no longer in"):
+            store.get(gone)
+        store.delete([gone, gone])
+
+    def test_a_view_outlives_its_blob(self, store):
+        ref = store.put(b"y" * 2 * MIB)
+        view = store.get(ref)
+        store.delete([ref])
+        assert bytes(view) == b"y" * 2 * MIB
+
+    @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "", ".", "a" * 31, "A" * 32, "a" * 64 + "\n"])
+    def test_a_name_never_leaves_the_store(self, store, name):
+        ref = store.put(b"x")._replace(name=name)
+        with pytest.raises(ValueError, match="not the name of a blob"):
+            store.get(ref)
+
+    def test_a_reference_to_another_store_is_told(self, store):
+        with pytest.raises(BlobMissing, match="'elsewhere' store"):
+            store.get(store.put(b"x")._replace(store="elsewhere"))
+
+    def test_many_threads(self, store):
+        failures = []
+
+        def work(number):
+            try:
+                for turn in range(20):
+                    data = bytes([number]) * (70_000 + turn % 3)
+                    ref = store.put(data)
+                    assert bytes(store.get(ref)) == data
+                    store.delete([ref])
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(i % 3,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+    def test_the_locator_opens_the_same_store(self, store):
+        if isinstance(store, MemoryStore):
+            pytest.skip("memory is not shared")
+        other = open_store(store.locator, create=False)
+        assert bytes(other.get(store.put(b"here"))) == b"here"
+        other.close()
+
+
+class TestBlobRef:
+    @pytest.mark.parametrize(
+        "value",
+        [None, {}, [], ["shm", "a", 1], ["shm", "a", -1, None], ["shm", "a", True, None], ["shm", "a", 1, "short"],
+         ["shm", 1, 1, None], ["shm", "a", 1, None, None], ["shm", "a", 1.0, None]],
+    )  # fmt: skip
+    def test_refuses_what_is_none(self, value):
+        with pytest.raises(ValueError, match="A blob reference is"):
+            BlobRef.from_json(value)
+
+
+class TestOpenStore:
+    @pytest.mark.parametrize("locator", ["", "/tmp/x", "s3://bucket", "file:relative", "file://host/dir", "shm:x"])
+    def test_refuses_unknown_locators(self, locator):
+        with pytest.raises(ValueError, match=r"No blob store|absolute directory"):
+            open_store(locator)
+
+    @pytest.mark.parametrize("kind", ["file", "shm"])
+    def test_makes_no_directory_unless_told(self, kind, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            open_store(f"{kind}://{tmp_path}/none", create=False)
+
+
+class TestScratchStore:
+    def test_directory_and_files_are_private(self, scratch):
+        ref = scratch.put(b"x")
+        assert stat.S_IMODE(os.stat(scratch.path).st_mode) == 0o700
+        assert stat.S_IMODE(os.stat(f"{scratch.path}/{ref.name}").st_mode) == 0o600
+
+    def test_refuses_a_directory_open_to_others(self, tmp_path):
+        (tmp_path / "open").mkdir(mode=0o755)
+        with pytest.raises(PermissionError, match="mode 755"):
+            ScratchStore(str(tmp_path / "open"))
+
+    def test_refuses_a_symlink(self, scratch, tmp_path):
+        (tmp_path / "link").symlink_to(scratch.path)
+        with pytest.raises(OSError, match="link"):
+            ScratchStore(str(tmp_path / "link"))
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
+    def test_refuses_a_directory_of_another_user(self, tmp_path):
+        (tmp_path / "other").mkdir(mode=0o700)
+        os.chown(tmp_path / "other", 12345, 12345)
+        with pytest.raises(PermissionError, match="user 12345"):
+            ScratchStore(str(tmp_path / "other"))
+
+    def test_last_unlinks_and_the_view_stays(self, scratch):
+        ref = scratch.put(b"z" * 2 * MIB)
+        view = scratch.get(ref, last=True)
+        assert os.listdir(scratch.path) == []
+        view[:3] = b"abc"
+        assert bytes(view[:4]) == b"abcz"
+        with pytest.raises(BlobMissing):
+            scratch.get(ref)
+
+    def test_altered_bytes_are_noticed_where_hashed(self, scratch):
+        ref = scratch.put(b"x" * 100, hashed=True)
+        with open(f"{scratch.path}/{ref.name}", "r+b") as file:
+            file.write(b"y")
+        with pytest.raises(BadSignature, match="not those that were stored"):
+            scratch.get(ref)
+
+    def test_a_truncated_file_is_not_mapped(self, scratch):
+        ref = scratch.put(bytes(2 * MIB))
+        os.truncate(f"{scratch.path}/{ref.name}", 5)
+        with pytest.raises(BlobMissing, match="another size"):
+            scratch.get(ref)
+
+    def test_hundreds_of_views_leave_file_descriptors(self, scratch):
+        refs = [scratch.put(bytes(MIB)) for _ in range(4)]
+        before = len(os.listdir("/proc/self/fd"))
+        views = [scratch.get(ref) for _ in range(75) for ref in refs]
+        assert len(os.listdir("/proc/self/fd")) - before <= 128
+        assert len(views) == 300
+
+    def test_remove_takes_everything(self, scratch):
+        view = scratch.get(scratch.put(b"q" * 2 * MIB))
+        scratch.remove()
+        assert not os.path.exists(scratch.path)
+        assert view[0] == ord("q")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+    def test_a_full_disk_is_told_and_leaves_nothing(self, scratch, monkeypatch):
+        full = os.open("/dev/full", os.O_WRONLY)
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: write(full, data) if len(data) == 777 else write(fd, data))
+        with pytest.raises(OSError, match="no space for a value of 777 bytes") as caught:
+            scratch.put(bytes(777))
+        os.close(full)
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == scratch.path
+        assert os.listdir(scratch.path) == []
+
+
+class TestSharedDiskStore:
+    def blobs(self, disk):
+        return sorted(name for _, _, names in os.walk(disk.path) for name in names)
+
+    def test_the_same_content_is_stored_once(self, disk):
+        refs = [disk.put(b"same" * 1000) for _ in range(3)]
+        assert len(set(refs)) == 1
+        assert self.blobs(disk) == [refs[0].name]
+        assert refs[0].name == refs[0].digest
+
+    def test_files_are_private(self, disk):
+        ref = disk.put(b"x")
+        path = f"{disk.path}/{ref.name[:2]}/{ref.name}"
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+
+    def test_altered_bytes_are_noticed(self, disk):
+        ref = disk.put(b"x" * 100)
+        with open(f"{disk.path}/{ref.name[:2]}/{ref.name}", "r+b") as file:
+            file.write(b"y")
+        with pytest.raises(BadSignature):
+            disk.get(ref)
+        with pytest.raises(BadSignature):
+            disk.get(ref._replace(digest=None))
+
+    def test_a_truncated_blob_is_noticed_and_written_again(self, disk):
+        ref = disk.put(b"x" * 100)
+        os.truncate(f"{disk.path}/{ref.name[:2]}/{ref.name}", 50)
+        with pytest.raises(BadSignature):
+            disk.get(ref)
+        assert bytes(disk.get(disk.put(b"x" * 100))) == b"x" * 100
+
+    def test_delete_leaves_what_others_may_hold(self, disk):
+        ref = disk.put(b"x")
+        disk.delete([ref])
+        assert bytes(disk.get(ref, last=True)) == bytes(disk.get(ref)) == b"x"
+
+    def test_sweep_removes_what_is_unused(self, disk):
+        old, used, put_again, fresh = (disk.put(text) for text in (b"old", b"used", b"again", b"fresh"))
+        for ref in (old, used, put_again):
+            os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
+        open(f"{disk.path}/tmp-left-over", "w").close()
+        os.utime(f"{disk.path}/tmp-left-over", (1, 1))
+        disk.get(used)
+        disk.put(b"again")
+        assert disk.sweep(3600) == 1
+        assert self.blobs(disk) == sorted(ref.name for ref in (used, put_again, fresh))
+        with pytest.raises(BlobMissing, match="swept"):
+            disk.get(old)
+
+    def test_a_sweep_beside_writers_loses_nothing(self, disk):
+        stop = threading.Event()
+
+        def sweep():
+            while not stop.is_set():
+                disk.sweep(3600)
+
+        thread = threading.Thread(target=sweep)
+        thread.start()
+        try:
+            for _ in range(300):
+                ref = disk.put(b"hot")
+                assert bytes(disk.get(ref)) == b"hot"
+                os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
+                disk.put(b"hot")
+                assert bytes(disk.get(ref)) == b"hot"
+                try:
+                    os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
+                except FileNotFoundError:
+                    pass
+        finally:
+            stop.set()
+            thread.join()
