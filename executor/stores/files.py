@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import NoReturn
 
 #: Only the owner reads and writes blobs.
@@ -46,15 +47,23 @@ def write_new(name: str, data: memoryview, directory: int) -> None:
         os.close(descriptor)
 
 
-def read_into(descriptor: int, buffer: memoryview) -> int:
-    """Fill a buffer from the start of a file; returns how many bytes there were, up to the buffer's size."""
+def read_into(descriptor: int, buffer: memoryview, received: Callable[[memoryview], object] | None = None) -> None:
+    """Fill a buffer from the start of a file.
+
+    Args:
+        descriptor: Of the file.
+        buffer: As long as the file; what a file that has just been cut short lacks stays zero.
+        received: Called with each piece of the buffer that has been filled.
+    """
     filled = 0
     while filled < buffer.nbytes:
-        count = os.preadv(descriptor, [buffer[filled : filled + _READ_BYTES]], filled)
+        piece = buffer[filled : filled + _READ_BYTES]
+        count = os.preadv(descriptor, [piece], filled)
         if count == 0:
             break
         filled += count
-    return filled
+        if received is not None:
+            received(piece[:count])
 
 
 def unlink(name: str, directory: int) -> None:

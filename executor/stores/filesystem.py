@@ -20,6 +20,7 @@ from executor.stores import files
 from executor.stores.base import (
     BlobRef,
     Data,
+    SideHash,
     check_digest,
     check_ref,
     damaged,
@@ -72,12 +73,12 @@ class SharedDiskStore:
         try:
             if os.fstat(descriptor).st_size != ref.size:
                 raise damaged(ref, self.path)
-            view = new_buffer(ref.size)
-            files.read_into(descriptor, view)
+            view, digest = new_buffer(ref.size), SideHash()
+            files.read_into(descriptor, view, digest.add)
             self._touch_open(descriptor)
         finally:
             os.close(descriptor)
-        check_digest(ref._replace(digest=name), sha256(view), self.path)
+        check_digest(ref._replace(digest=name), digest.hexdigest(), self.path)
         return view
 
     def delete(self, refs: Iterable[BlobRef]) -> None:

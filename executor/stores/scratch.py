@@ -22,6 +22,7 @@ from executor.stores import files
 from executor.stores.base import (
     BlobRef,
     Data,
+    SideHash,
     check_digest,
     check_ref,
     flat,
@@ -131,9 +132,12 @@ class ScratchStore:
 
     def _read(self, descriptor: int, ref: BlobRef) -> memoryview:
         view = new_buffer(ref.size)
-        files.read_into(descriptor, view)
-        if ref.digest is not None:
-            check_digest(ref, sha256(view), self.path)
+        if ref.digest is None:
+            files.read_into(descriptor, view)
+        else:
+            digest = SideHash()
+            files.read_into(descriptor, view, digest.add)
+            check_digest(ref, digest.hexdigest(), self.path)
         return view
 
     def __repr__(self) -> str:
