@@ -1,1 +1,1 @@
-
+"""Capacity: who starts, watches and ends workers."""

@@ -87,17 +87,19 @@ class Worker:
     """One worker parent, and its successors.
 
     Args:
-        number: Among the workers of this supervisor.
         argv: Its command.
         config: Path of its configuration.
-        directory: Where its log and its ready mark go.
+        log: Path of its log; ours to read when it dies.
+        ready_file: What it touches when it has come up.
+        import_path: Directory to put on its import path, if it would not find this package by itself.
     """
 
-    def __init__(self, number: int, argv: list[str], config: str, directory: str) -> None:
+    def __init__(self, argv: list[str], config: str, log: str, ready_file: str, import_path: str | None = None) -> None:
         self.argv = argv
         self.config = config
-        self.log = os.path.join(directory, f"worker-{number}.log")
-        self.ready_file = os.path.join(directory, f"worker-{number}.ready")
+        self.log = log
+        self.ready_file = ready_file
+        self.import_path = import_path
         self.pid = 0
         self.restart_at: float | None = 0.0
         self.started_at = 0.0
@@ -140,10 +142,12 @@ class Worker:
         os.replace(f"{self.config}.new", self.config)
 
     def _environment(self, life: int) -> dict[str, str]:
-        return {
+        env = {
             **os.environ,
             "KUBE_EXECUTOR_WORKER_CONFIG": self.config,
             "KUBE_EXECUTOR_WORKER_LOG": self.log,
-            "KUBE_EXECUTOR_READY_FILE": self.ready_file,
             "KUBE_EXECUTOR_LIFE_FD": str(life),
         }
+        if self.import_path is not None:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), self.import_path)))
+        return env

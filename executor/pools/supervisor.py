@@ -6,8 +6,10 @@
        (socketpair, and a pidfd)    └──────► worker parents   (hold a pipe from here: KUBE_EXECUTOR_LIFE_FD)
                                                 └──► children (orphans become the supervisor's, and are killed)
 
-It runs in a session of its own, so neither Ctrl-C nor a SIGTERM to the client's process group reaches it or what it
-started; SIGINT, SIGTERM and SIGHUP are ignored. It ends when told, or when its client ends in whatever way.
+A client that said ``stop`` may close the channel: the grace period goes on while the client lives, and ends a second
+after it. The supervisor runs in a session of its own, so neither Ctrl-C nor a SIGTERM to the client's process group
+reaches it or what it started; SIGINT, SIGTERM and SIGHUP are ignored. It ends when told, or when its client ends in
+whatever way.
 
 First line from the client: ``{"command": "start", "client": pid, "server": plan | null, "workers": [...],
 "directories": [...]}``; then ``stop`` (``grace_s``), ``kill_worker`` (``pid``, ``signal``), ``resize`` (``slots``, of
@@ -107,6 +109,7 @@ class Supervisor:
         self._stop_at: float | None = None
         self._child_died = _wakeup_pipe()
         self._client_fd: int | None = None
+        self._client_gone = False
 
     def run(self) -> None:
         """Serve until the client says stop, or is gone."""
@@ -114,7 +117,7 @@ class Supervisor:
             self._wait(self._pause(time.monotonic()))
             for message in self.channel.read():
                 self._obey(message)
-            if self.channel.closed:
+            if self._is_abandoned():
                 self._stop(ORPHAN_GRACE_S)
             self.channel.flush()
             self._collect(processes.reap())
@@ -133,9 +136,9 @@ class Supervisor:
         ready = {fd for fd, _ in poll.poll(None if seconds is None else max(0.0, seconds) * 1000 + 0.5)}
         if self._child_died in ready:
             os.read(self._child_died, 512)
-        if self._client_fd in ready:
-            self.channel.closed = True
-            self._forget_client()
+        if self._client_fd is not None and self._client_fd in ready:
+            os.close(self._client_fd)
+            self._client_fd, self._client_gone = None, True
 
     def _pause(self, now: float) -> float | None:
         """Seconds until something is due."""
@@ -160,7 +163,7 @@ class Supervisor:
 
     def _start(self, message: dict[str, Any]) -> None:
         self.directories = message["directories"]
-        self.workers = [Worker(number, **worker) for number, worker in enumerate(message["workers"])]
+        self.workers = [Worker(**worker) for worker in message["workers"]]
         if message["server"] is not None:
             self.server = Server(embedded.ServerPlan.from_json(message["server"]))
             self._server_due = 0.0
@@ -171,13 +174,12 @@ class Supervisor:
     def _watch_client(self, pid: int) -> None:
         """See the client end even where a fork of it still holds the other end of our channel."""
         self._client_fd = processes.watch_process(pid)
-        if os.getppid() != pid:
-            self.channel.closed = True
+        self._client_gone = os.getppid() != pid
 
-    def _forget_client(self) -> None:
-        if self._client_fd is not None:
-            os.close(self._client_fd)
-            self._client_fd = None
+    def _is_abandoned(self) -> bool:
+        """Whether the client is gone; one that said stop may close the channel and live on."""
+        told = self._stop_at is not None and self._client_fd is not None
+        return self._client_gone or (self.channel.closed and not told)
 
     # ── starting ────────────────────────────────────────────────────────────────────────────────────────────────────
 
