@@ -181,7 +181,7 @@ def row(name: str, sources: list[Source]) -> tuple[str, ...]:
     )
 
 
-HEADINGS = ("package", "files", "lines", "functions", "⌀ lines", "⌀ paths", "most paths", "docs")
+HEADINGS = ("package", "files", "lines", "functions", "⌀ lines", "⌀ paths", "at most", "docs")
 
 
 def show_table(rows: list[tuple[str, ...]]) -> None:
@@ -195,7 +195,7 @@ def show_table(rows: list[tuple[str, ...]]) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title="Functions of Python's standard library")
     for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True, max_width=None if index else 16)
     for cells in rows:
         table.add_row(*cells, style="bold" if cells is rows[-1] else None)
     Console().print(table)

@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     pool_class = multiprocessing.Pool if options.multiprocessing else Pool
     step = max(1000, options.limit // 200)
-    blocks = [(low, min(low + step, options.limit + 1)) for low in range(0, options.limit + 1, step)]
+    blocks = [(low, min(low + step, options.limit + 1)) for low in range(1, options.limit + 1, step)]
 
     begun = time.perf_counter()
     with pool_class(options.workers, initializer=prepare, initargs=(options.limit,)) as pool:

@@ -1,0 +1,1 @@
+"""A shop's own code: it knows Celery and nothing of KubeExecutor."""
