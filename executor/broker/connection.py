@@ -125,7 +125,7 @@ def explain(address: BrokerAddress, error: BaseException) -> BrokerError:
     """
     from redis import exceptions
 
-    text, chain = str(error), list(_chain(error))
+    text = str(error)
     if isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.AuthorizationError):
         return BrokerRefused(_refused(address, text))
     if isinstance(error, exceptions.BusyLoadingError):
@@ -134,7 +134,7 @@ def explain(address: BrokerAddress, error: BaseException) -> BrokerError:
         return BrokerUnavailable(
             f"What listens at {address.place} does not speak Redis' protocol. Is the port right? {_try(address)}"
         )
-    for cause in chain:
+    for cause in _chain(error):
         if sentence := _network(address, cause):
             return BrokerUnavailable(sentence)
     return BrokerUnavailable(
@@ -295,7 +295,7 @@ def _tls_sentence(address: BrokerAddress, cause: ssl.SSLError) -> str:
             f"The certificate of the server at {address} is not trusted: {cause.verify_message or cause.reason}. "
             "Name its authority with ?ssl_ca_certs=/path/ca.crt."
         )
-    reason = (cause.reason or str(cause)).replace("_", " ").lower()
+    reason = (getattr(cause, "reason", None) or str(cause)).replace("_", " ").lower()
     if "certificate required" in reason or "handshake failure" in reason:
         return (
             f"The server at {address} wants a client certificate. Add ?ssl_certfile=…&ssl_keyfile=… to the broker URL."
