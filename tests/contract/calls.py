@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.support import Gate
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # --- plain ones ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ def exit_with(code: Any) -> NoReturn:
     sys.exit(code)
 
 
-# --- things that cannot be pickled, or not be opened -----------------------------------------------------------------
+# --- things that cannot be pickled, or not be opened --------------------------------------------------------------
 
 
 def make_lock() -> Any:
@@ -319,7 +321,7 @@ def set_recursion_limit_and_recurse(depth: int) -> int:
     return 0 if depth == 0 else 1 + set_recursion_limit_and_recurse(depth - 1)
 
 
-# --- calls that compute in parallel themselves ---------------------------------------------------------------------
+# --- calls that compute in parallel themselves --------------------------------------------------------------------
 
 
 def use_threads(count: int) -> list[int]:
@@ -363,7 +365,7 @@ def fibonacci_within(executor: Any, n: int) -> int:
     return int(one.result()) + int(other.result())
 
 
-# --- coroutines ----------------------------------------------------------------------------------------------------
+# --- coroutines ---------------------------------------------------------------------------------------------------
 
 
 async def square_slowly(x: int) -> int:
@@ -380,7 +382,7 @@ async def fail_slowly() -> NoReturn:
     raise CustomError(5)
 
 
-# --- shapes of functions -----------------------------------------------------------------------------------------------
+# --- shapes of functions ------------------------------------------------------------------------------------------
 
 
 def partials() -> list[tuple[Callable[..., Any], tuple[Any, ...], Any]]:
