@@ -11,9 +11,14 @@ PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
 
-def pool_queue(pool: str) -> str:
-    """Our own queue of a pool; services' queues keep their raw names."""
-    return f"ke.{pool}"
+def pool_queue(executor: str, pool: str) -> str:
+    """Our own queue of a pool of one executor; services' queues keep their raw names."""
+    return f"ke.{executor}.{pool}"
+
+
+def executor_of(queue: str) -> str:
+    """The executor in a name of :func:`pool_queue`."""
+    return queue.removeprefix("ke.").rpartition(".")[0]
 
 
 def priority_queue(queue: str, priority: int) -> str:

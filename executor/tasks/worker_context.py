@@ -17,6 +17,7 @@ class WorkerContext:
         broker_url: Address of the broker, with its password.
         key_file: Path of the file that holds the master key in hex.
         pool: Name of the pool.
+        queue: Our own queue that this worker serves.
         slots: Calls that run here at a time.
         store: Locator of the store for large values, or None.
         lend: Called with True when the running call begins to wait on calls of its own, with False when it no
@@ -26,6 +27,7 @@ class WorkerContext:
     broker_url: str
     key_file: str
     pool: str
+    queue: str
     slots: int
     store: str | None
     lend: Callable[[bool], None]

@@ -1,0 +1,139 @@
+"""The client's commands to Redis: publish batches, cancel them, ask where they are, stay alive.
+
+Every command is safe to repeat after a lost connection: publishing adds a message once under its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from executor.broker import keys
+from executor.broker.scripts import digest, source
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+#: Seconds that what a client left in Redis outlives its last sign of life (design: orphan_timeout).
+CLIENT_TTL_S = 600
+
+
+class Message(NamedTuple):
+    """One message ready to publish: its id, the Redis list, and the envelope's text."""
+
+    id: str
+    queue_key: str
+    raw: str
+
+
+class Publisher:
+    """Speaks for one client.
+
+    Args:
+        redis: Connection of its own.
+        client: Id of the client.
+    """
+
+    def __init__(self, redis: redis.asyncio.Redis, client: str) -> None:
+        self._redis = redis
+        self._client = client
+        self._functions: set[str] = set()
+        self._batches = keys.batches(client)
+
+    async def publish(self, messages: Sequence[Message], functions: Iterable[tuple[str, bytes]]) -> None:
+        """Publish messages, and first the functions they name (digest and signed frame).
+
+        Raises:
+            redis.RedisError: As the server or the connection says; then it may or may not have been done.
+        """
+        args: list[Any] = [CLIENT_TTL_S]
+        for message in messages:
+            args += message
+        fresh = list(functions)
+        if not fresh:
+            await self._script("publish", [self._batches], args, shebang=False)
+            return
+        pipe = self._redis.pipeline(transaction=False)
+        for name, frame in fresh:
+            pipe.set(keys.function(self._client, name), frame, ex=CLIENT_TTL_S)
+        pipe.eval(source("publish", False), 1, self._batches, *args)
+        await pipe.execute()
+        self._functions.update(name for name, _ in fresh)
+
+    def knows(self, function_digest: str) -> bool:
+        """Whether the function is at the broker already."""
+        return function_digest in self._functions
+
+    def forget(self, function_digest: str | None = None) -> None:
+        """A function (or, after the server lost its data, any) may no longer be at the broker."""
+        if function_digest is None:
+            self._functions.clear()
+        else:
+            self._functions.discard(function_digest)
+
+    async def cancel(self, wanted: Sequence[tuple[str, str]]) -> list[str]:
+        """Cancel calls of queued messages.
+
+        Args:
+            wanted: Message id and comma-separated indexes, each.
+
+        Returns:
+            For each: ``"cancelled"``, ``"gone"``, or the id of the worker that has it.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        script = source("cancel", False)
+        for message, indexes in wanted:
+            pipe.eval(script, 2, self._batches, keys.cancels(self._client), message, indexes, str(CLIENT_TTL_S))
+        return [_text(reply) for reply in await pipe.execute()]
+
+    async def holders(self, messages: Sequence[str]) -> list[str | None]:
+        """Who has each message: a worker's id, ``""`` while it is queued, None when it is not there."""
+        replies = await self._redis.hmget(self._batches, list(messages)) if messages else []  # type: ignore[misc]
+        return [None if reply is None else _text(reply) for reply in replies]
+
+    async def mark(self, number: int) -> None:
+        """Put a mark into this client's own reply stream: when it is read, all outcomes before it have been."""
+        await cast("Any", self._redis.execute_command)("XADD", keys.replies(self._client), "*", "s", str(number))
+
+    async def control(self, worker: str, text: str) -> None:
+        """Leave a control message for a worker."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.lpush(keys.control(worker), text)
+        pipe.expire(keys.control(worker), 60)
+        await pipe.execute()
+
+    async def stay_alive(self) -> None:
+        """Renew the alive mark and whatever else belongs to this client."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.set(keys.client(self._client), "1", ex=CLIENT_TTL_S)
+        mine = (keys.replies(self._client), self._batches, keys.cancels(self._client))
+        for key in (*mine, *(keys.function(self._client, name) for name in self._functions)):
+            pipe.expire(key, CLIENT_TTL_S)
+        await pipe.execute()
+
+    async def server_run(self) -> str:
+        """Identifies one run of the server: it changes when the server restarts."""
+        info = await self._redis.info("server")
+        return str(info["run_id"])
+
+    async def leave(self) -> None:
+        """Remove what belongs to this client; functions and outcomes of a later time find nobody."""
+        mine = [keys.client(self._client), keys.replies(self._client), self._batches, keys.cancels(self._client)]
+        await self._redis.delete(*mine, *(keys.function(self._client, name) for name in self._functions))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+    async def _script(self, name: str, names: Sequence[str], args: Sequence[Any], *, shebang: bool) -> Any:
+        from redis.exceptions import NoScriptError
+
+        run = cast("Any", self._redis.execute_command)
+        try:
+            return await run("EVALSHA", digest(name, shebang), len(names), *names, *args)
+        except NoScriptError:
+            return await run("EVAL", source(name, shebang), len(names), *names, *args)
+
+
+def _text(reply: object) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)

@@ -1,0 +1,481 @@
+"""The dispatcher: from lanes to the broker, and from the broker to futures.
+
+::
+
+    user threads ── lane.waiting.append, wake() ──┐
+                                                  ▼
+                        flush() ─► Batch ─► _outgoing ─► _publish_forever ─► Redis
+                          ▲                                                    │
+                          └── settle(reply) ◄── _read_forever ◄── XREAD ◄──────┘
+
+Everything here runs on the loop thread, except the methods under "from any thread". Which batches are out, and
+what they carry, is the ledger (a dictionary); what is in it and not at the broker is published again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any
+from weakref import WeakSet
+
+from executor.broker import keys
+from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
+from executor.broker.replies import Replies
+from executor.dispatch import batcher
+from executor.dispatch.arbiter import Arbiter
+from executor.dispatch.call_frames import CallFrames
+from executor.dispatch.future import CallFuture
+from executor.dispatch.lanes import Batch, Lane, outcome_segments
+from executor.dispatch.loop_thread import LoopThread
+from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken
+from executor.stores.offload import unpacked
+from executor.wire import frame
+
+log = logging.getLogger("executor")
+
+#: Failed reconnects go on this long before every future fails (design: P6), in seconds.
+BROKER_TIMEOUT_S = 300.0
+#: After a server lost its data, workers that still run our calls say so within a lease; published again after that.
+RESTATE_S = 6.0
+
+
+class Dispatcher:
+    """Sends the calls of one client and settles their futures.
+
+    Args:
+        loop: The client's loop thread.
+        frames: Builds signed frames for this client.
+        slots: Calls that a pool runs at a time, by pool name.
+        queue: Celery queue of a pool, by pool name.
+        on_busy: Called with True when calls begin to be outstanding, with False when none is any more.
+    """
+
+    def __init__(
+        self,
+        loop: LoopThread,
+        frames: CallFrames,
+        slots: Callable[[str], int],
+        queue: Callable[[str], str],
+        on_busy: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.frames = frames
+        self.client = frames.client
+        self._slots = slots
+        self._queue = queue
+        self._on_busy = on_busy
+        self._busy = False
+        #: Held while calls go from a lane into a batch, and while a call in a lane is cancelled.
+        self.lock = threading.Lock()
+        self.ledger: dict[str, Batch] = {}
+        self._lanes: WeakSet[Lane] = WeakSet()
+        self._touched: list[Lane] = []
+        self._wake_pending = False
+        self._outgoing: list[Batch] = []
+        self._outgoing_ready = asyncio.Event()
+        self._numbers = count()
+        self._marks: dict[int, asyncio.Future[None]] = {}
+        self._timers = 0
+        self._idle = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.broken: BaseException | None = None
+        self.publisher: Publisher | None = None
+        self._replies: Replies | None = None
+        self.arbiter = Arbiter(self)
+
+    # --- from any thread ------------------------------------------------------------------------
+
+    def wake(self, lane: Lane) -> None:
+        """There is something in a lane."""
+        if not lane.listed:
+            lane.listed = True
+            self._touched.append(lane)
+        if not self._wake_pending:
+            self._wake_pending = True
+            self.loop.call(self.flush)
+
+    def cancel_one(self, future: CallFuture[Any]) -> bool:
+        """See :meth:`CallFuture.cancel`."""
+        with self.lock:
+            if future.root is None:
+                return future.mark_cancelled()
+        return self.arbiter.cancel_one(future)
+
+    def cancel_soon(self, futures: list[CallFuture[Any]]) -> None:
+        """Cancel calls without waiting for the answer."""
+        self.loop.start(self.arbiter.cancel(futures))
+
+    def refresh_running(self, future: CallFuture[Any]) -> None:
+        """See :meth:`CallFuture.running`."""
+        self.arbiter.refresh_running(future)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self, publisher: Publisher, replies: Replies) -> None:
+        """Begin to send and to read. Calls that came earlier go now."""
+        self.publisher, self._replies = publisher, replies
+        await publisher.stay_alive()
+        run = await publisher.server_run()
+        self._tasks = [
+            asyncio.create_task(self._guarded(work))
+            for work in (self._publish_forever, lambda: self._read_forever(run), self._stay_alive_forever)
+        ]
+        self.flush()
+
+    async def drained(self) -> None:
+        """Wait until no call is outstanding."""
+        while not self._is_idle() and self.broken is None:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Stop sending and reading; leave nothing of this client at the broker."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self.publisher is not None and self._replies is not None:
+            try:
+                if not isinstance(self.broken, BrokerUnavailable):
+                    await asyncio.wait_for(self.publisher.leave(), 2)
+            except Exception as error:  # noqa: BLE001 - its keys have a TTL
+                log.debug("could not clean up at the broker: %s", error)
+            await self.publisher.close()
+            await self._replies.close()
+
+    def break_with(self, error: BaseException) -> None:
+        """Nothing will come any more: every future fails with ``error``, and so does every later submit."""
+        if self.broken is not None:
+            return
+        with self.lock:
+            self.broken = error
+        for lane in [*self._lanes, *(batch.lane for batch in self.ledger.values())]:
+            lane.fail(error)
+        for batch in self.ledger.values():
+            batch.lane.fail_batch(batch, error)
+        self.ledger.clear()
+        self._outgoing.clear()
+        for mark in self._marks.values():
+            if not mark.done():
+                mark.set_result(None)
+        self._idle.set()
+
+    def later(self, delay_s: float, lane: Lane, callback: Callable[[], None]) -> None:
+        """Have something put into a lane after a pause; the lane counts as outstanding meanwhile."""
+        self._timers += 1
+
+        def fire() -> None:
+            self._timers -= 1
+            callback()
+            if self.broken is not None:
+                lane.fail(self.broken)
+            self.wake(lane)
+
+        self.loop.loop.call_later(delay_s, fire)
+
+    def adopt(self, lane: Lane) -> None:
+        """Know a lane, so that its calls fail when all is lost. From any thread, under :attr:`lock`."""
+        self._lanes.add(lane)
+
+    def lanes(self) -> list[Lane]:
+        """All lanes in use."""
+        return [*self._lanes]
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Make batches of what waits, as many as the slots call for."""
+        self._wake_pending = False
+        if self.publisher is None or self.broken is not None:
+            if self.broken is not None:
+                self._fail_touched()
+            return
+        touched, self._touched = self._touched, []
+        for lane in touched:
+            lane.listed = False
+            self._flush_lane(lane)
+        self._note_busy()
+
+    def _fail_touched(self) -> None:
+        touched, self._touched = self._touched, []
+        for lane in touched:
+            lane.listed = False
+            lane.fail(self.broken or PoolBroken("The executor is gone."))
+
+    def _flush_lane(self, lane: Lane) -> None:
+        slots = self._slots(lane.options.pool)
+        while lane.backlog and batcher.messages_allowed(lane.out, slots):
+            size = batcher.batch_size(lane.backlog, slots, lane.durations.seconds, lane.out, lane.chunksize)
+            root = f"{self.client}-{next(self._numbers):x}"
+            with self.lock:
+                cargo = lane.take(size)
+                if cargo is None:
+                    continue
+                if cargo.kind == "calls":
+                    for index, future in enumerate(cargo.members):
+                        future.root, future.index = root, index
+            batch = Batch(root, lane, cargo, bytearray(cargo.count), cargo.count)
+            self.ledger[root] = batch
+            lane.out += 1
+            self._outgoing.append(batch)
+            self._outgoing_ready.set()
+
+    async def _publish_forever(self) -> None:
+        while True:
+            await self._outgoing_ready.wait()
+            self._outgoing_ready.clear()
+            batches, self._outgoing = self._outgoing, []
+            batches = [batch for batch in batches if batch.remaining and batch.root in self.ledger]
+            if batches:
+                await self._publish(batches)
+
+    async def _publish(self, batches: list[Batch]) -> None:
+        from redis.exceptions import RedisError, ResponseError
+
+        publisher = self._connected()
+        pause_s = 0.05
+        while batches:
+            try:
+                messages = [self._message(batch) for batch in batches]
+                await publisher.publish(messages, self._new_functions(batches))
+                return
+            except ResponseError as error:  # the server is full, or loading: nothing was taken
+                log.warning("The broker refuses new calls for now: %s. They wait here.", error)
+            except (RedisError, OSError) as error:
+                log.warning("Lost the broker while publishing: %s. Trying again.", error)
+                await self._reconnected()
+                batches = await self._not_at_broker(batches)
+                continue
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)
+
+    def _message(self, batch: Batch) -> Message:
+        options = batch.lane.options
+        queue = self._queue(options.pool)
+        raw = self.frames.envelope(batch, queue)
+        return Message(batch.root, keys.priority_queue(queue, options.priority), raw)
+
+    def _new_functions(self, batches: list[Batch]) -> list[tuple[str, bytes]]:
+        publisher = self._connected()
+        functions = {batch.lane.function.digest: batch.lane.function for batch in batches}
+        return [
+            (name, self.frames.function(function)) for name, function in functions.items() if not publisher.knows(name)
+        ]
+
+    async def _not_at_broker(self, batches: list[Batch]) -> list[Batch]:
+        """Which of these batches have neither an outcome nor a message at the broker."""
+        missing: list[Batch] = []
+        asked = list(batches)
+        while asked:
+            names = [batch.messages() for batch in asked]
+            holders = iter(await self._connected().holders([name for several in names for name in several]))
+            absent = [[next(holders) for _ in several].count(None) == len(several) for several in names]
+            await self.caught_up()
+            gone = [(b, n) for b, n, a in zip(asked, names, absent, strict=True) if a and b.remaining and b.root in self.ledger]
+            missing += [batch for batch, several in gone if batch.messages() == several]
+            asked = [batch for batch, several in gone if batch.messages() != several]  # requeued under another id
+        return missing
+
+    # --- back -----------------------------------------------------------------------------------
+
+    async def _read_forever(self, run: str) -> None:
+        from redis.exceptions import RedisError
+
+        assert self._replies is not None
+        while True:
+            try:
+                for field, value in await self._replies.read():
+                    self._on_entry(field, value)
+            except (RedisError, OSError) as error:
+                log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
+                now = await self._reconnected()
+                if now != run:
+                    run = now
+                    self._replies.rewind()
+                    self._connected().forget()
+                    asyncio.get_running_loop().call_later(RESTATE_S, self._start_recovery)
+            self.flush()
+
+    def _start_recovery(self) -> None:
+        self._tasks.append(asyncio.create_task(self._guarded(self._recover)))
+
+    async def _recover(self) -> None:
+        """The server is a new one: what it has lost, and nobody runs, is published again."""
+        lost = await self._not_at_broker(list(self.ledger.values()))
+        if lost:
+            log.warning("The broker has lost %d batches; publishing them again.", len(lost))
+        for batch in lost:
+            self._take_back(batch)
+        self.flush()
+
+    def _take_back(self, batch: Batch) -> None:
+        if self.ledger.pop(batch.root, None) is None:
+            return
+        batch.lane.out -= 1
+        for index in range(batch.cargo.count - 1, -1, -1):
+            if not batch.settled[index]:
+                batch.lane.put_back(batch, index)
+        self.wake(batch.lane)
+
+    async def caught_up(self) -> None:
+        """Wait until every outcome has been settled that was at the broker when this was called."""
+        number = next(self._numbers)
+        mark = self._marks[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._connected().mark(number)
+            await mark
+        finally:
+            self._marks.pop(number, None)
+
+    def _on_entry(self, field: bytes, value: bytes) -> None:
+        if field == b"s":
+            mark = self._marks.get(int(value))
+            if mark is not None and not mark.done():
+                mark.set_result(None)
+            return
+        try:
+            header, payload = frame.opened(self.frames.key, frame.REPLY, value)
+        except BadSignature as error:
+            log.warning("Ignored a reply: %s", error)
+            return
+        self._on_reply(header, payload)
+
+    def _on_reply(self, header: dict[str, Any], payload: memoryview) -> None:
+        if header["kind"] == "broken":
+            self.break_with(PoolBroken(header.get("message", "A worker could not start.")))
+            return
+        batch = self.ledger.get(header["root"])
+        if batch is None:
+            return  # settled before, or cancelled as a whole
+        if header["kind"] == "split":
+            batch.parts.append((header["at"], header["part"]))
+            return
+        first, number = header["first"], header["n"]
+        if not batch.settle(first, number):
+            first, number, payload = self._unseen(batch, header, payload)
+        try:
+            if number:
+                self._settle(batch, header, first, number, payload)
+        except Exception as error:
+            log.exception("A reply could not be taken apart; its calls fail.")
+            batch.lane.fail_batch(batch, error)
+            batch.remaining = 0
+        self._after(batch)
+
+    def _unseen(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> tuple[int, int, memoryview]:
+        """Some of these outcomes are known: a call was cancelled, or ran a second time. Keep the others."""
+        if header["kind"] == "outcomes":
+            for offset, segment in enumerate(outcome_segments(payload, header["n"])):
+                if batch.settle(header["first"] + offset, 1):
+                    self._settle_one(batch, header, header["first"] + offset, offset, segment)
+        else:
+            for offset, value in enumerate(self._values(batch, header, payload)):
+                if batch.settle(header["first"] + offset, 1):
+                    batch.lane.on_values(batch, header["first"] + offset, [value])
+        return 0, 0, payload
+
+    def _settle(self, batch: Batch, header: dict[str, Any], first: int, number: int, payload: memoryview) -> None:
+        batch.lane.durations.add(header.get("ns", 0) / 1e9, number)
+        if header["kind"] == "values":
+            batch.lane.on_values(batch, first, self._values(batch, header, payload))
+            return
+        for offset, segment in enumerate(outcome_segments(payload, number)):
+            self._settle_one(batch, header, first + offset, offset, segment)
+
+    def _values(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> list[Any]:
+        values: list[Any] = unpacked(payload, header.get("bufs") or [], batch.lane.store, last=True)
+        return values
+
+    def _settle_one(
+        self, batch: Batch, header: dict[str, Any], index: int, offset: int, segment: memoryview
+    ) -> None:
+        buffers = header.get("bufs")
+        if segment[:1] == b"c":
+            batch.lane.cancel_index(batch, index, None)
+            return
+        error, value = batch.lane.opened(segment, buffers[offset] if buffers else [])
+        if isinstance(error, FunctionMissing) and not batch.lane.missed_function:
+            batch.lane.missed_function = True  # asked of us once; a second time it is the user's to know
+            self._connected().forget(batch.lane.function.digest)
+            batch.lane.put_back(batch, index)
+            self.wake(batch.lane)
+            return
+        batch.lane.on_outcome(batch, index, error, value)
+
+    def _after(self, batch: Batch) -> None:
+        if batch.remaining == 0 and self.ledger.pop(batch.root, None) is not None:
+            batch.lane.out -= 1
+        if batch.lane.backlog:
+            self.wake(batch.lane)
+        self._note_busy()
+
+    def settled_without_reply(self, batch: Batch, index: int) -> bool:
+        """A call will not run: note it as settled; False where its outcome has arrived."""
+        if not batch.settle(index, 1):
+            return False
+        self._after(batch)
+        return True
+
+    # --- the connection -------------------------------------------------------------------------
+
+    def _connected(self) -> Publisher:
+        assert self.publisher is not None
+        return self.publisher
+
+    async def _reconnected(self) -> str:
+        """Wait until the broker answers again, and show that we live; gives its run id.
+
+        Raises:
+            BrokerUnavailable: Not within BROKER_TIMEOUT_S.
+        """
+        from redis.exceptions import RedisError
+
+        deadline, pause_s = time.monotonic() + BROKER_TIMEOUT_S, 0.05
+        while True:
+            try:
+                await self._connected().stay_alive()
+                return await self._connected().server_run()
+            except (RedisError, OSError) as error:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(
+                        f"The broker has not answered for {BROKER_TIMEOUT_S:g} s: {error}. "
+                        "Calls without an outcome are given up."
+                    ) from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    async def _stay_alive_forever(self) -> None:
+        from redis.exceptions import RedisError
+
+        while True:
+            await asyncio.sleep(CLIENT_TTL_S / 10)
+            try:
+                await self._connected().stay_alive()
+            except (RedisError, OSError) as error:
+                log.debug("no sign of life reached the broker: %s", error)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, BrokerUnavailable):
+                log.exception("The dispatcher has failed.")
+            self.break_with(error if isinstance(error, BrokerUnavailable) else PoolBroken(f"The dispatcher failed: {error!r}"))
+
+    def _is_idle(self) -> bool:
+        return not (self.ledger or self._timers or self._touched)
+
+    def _note_busy(self) -> None:
+        idle = self._is_idle()
+        if idle:
+            self._idle.set()
+        if self._on_busy is not None and self._busy == idle:
+            self._busy = not idle
+            self._on_busy(self._busy)

@@ -1,0 +1,259 @@
+"""Lanes: calls that may travel together, because function, pool and options are the same.
+
+A lane is where calls wait in the client. The dispatcher asks how many are waiting and takes some of them as a
+:class:`Cargo`; outcomes come back to the lane by index. There are two kinds: single calls with a future each
+(here), and the items of a ``map``, which have none (``map_lane.py``).
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from executor.dispatch.batcher import MAX_BYTES, Durations
+from executor.dispatch.future import CallFuture
+from executor.errors import CallExpired
+from executor.stores.offload import blob_refs, unpacked
+from executor.tasks.call_options import CallOptions, retry_delay_s
+from executor.wire import outcome, pickling, segments
+from executor.wire.functions import PickledFunction
+
+if TYPE_CHECKING:
+    from executor.stores.base import BlobStore
+
+
+@dataclass(slots=True)
+class Cargo:
+    """What one batch carries, ready for the wire.
+
+    Attributes:
+        kind: ``"calls"`` or ``"map"``.
+        count: Calls in it.
+        payload: Pickles; see docs/architecture.md.
+        buffers: References of large values, one list for each call (one in all for ``map``), or None.
+        members: Futures (``calls``) or the index of the first item (``map``).
+        star: Whether an item of a map is a tuple of arguments.
+    """
+
+    kind: str
+    count: int
+    payload: bytes
+    buffers: list[Any] | None
+    members: Any
+    star: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch that is out.
+
+    Attributes:
+        root: Its id.
+        lane: Where its outcomes go.
+        cargo: What it carries.
+        settled: One byte for each call: 1 when its outcome is here.
+        remaining: Calls without an outcome.
+        parts: First index and message id of each part split off, in the order of their coming.
+        claimed: Whether a worker is known to have it.
+    """
+
+    root: str
+    lane: Lane
+    cargo: Cargo
+    settled: bytearray
+    remaining: int
+    parts: list[tuple[int, str]] = field(default_factory=list)
+    claimed: bool = False
+    certain: bool = True
+
+    def settle(self, first: int, count: int) -> bool:
+        """Note outcomes as arrived; False where one of them had arrived before (then nothing changes)."""
+        if self.settled.find(1, first, first + count) != -1:
+            return False
+        self.settled[first : first + count] = b"\1" * count
+        self.remaining -= count
+        return True
+
+    def messages(self) -> list[str]:
+        """Ids of all messages that may carry calls of it."""
+        return [self.root, *(part for _, part in self.parts)]
+
+    def message_of(self, index: int) -> str:
+        """Id of the message that carries a call now, as far as the client has been told."""
+        carrying = [known for known in self.parts if known[0] <= index]
+        return max(carrying)[1] if carrying else self.root
+
+
+class Lane(ABC):
+    """Calls of one function that wait in the client.
+
+    Args:
+        function: Pickled.
+        options: Of all calls in the lane.
+        durations: Shared by all lanes of the same function.
+        store: For large values.
+    """
+
+    def __init__(
+        self, function: PickledFunction, options: CallOptions, durations: Durations, store: BlobStore | None
+    ) -> None:
+        self.function, self.options, self.durations, self.store = function, options, durations, store
+        self.out = 0
+        self.listed = False
+        self.missed_function = False
+        self.chunksize: int | None = 1 if options.max_deliveries == 1 else None
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """Calls that wait here."""
+
+    @abstractmethod
+    def take(self, count: int) -> Cargo | None:
+        """Take up to ``count`` calls out; None where none is left (all were cancelled)."""
+
+    @abstractmethod
+    def put_back(self, batch: Batch, index: int) -> None:
+        """A call of a batch waits here again, before the others."""
+
+    @abstractmethod
+    def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
+        """Calls from index ``first`` on have returned these."""
+
+    @abstractmethod
+    def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
+        """One call has returned, or raised."""
+
+    @abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """All that waits here fails."""
+
+    @abstractmethod
+    def fail_batch(self, batch: Batch, error: BaseException) -> None:
+        """All that is unsettled in a batch fails."""
+
+    @abstractmethod
+    def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
+        """A call that is out will not run: cancelled, or failed with ``error``."""
+
+    def opened(self, segment: memoryview, refs: Any) -> tuple[BaseException | None, Any]:
+        """Open one outcome: ``(error, value)``."""
+        status, body = bytes(segment[:1]), segment[1:]
+        try:
+            if status == outcome.VALUE:
+                return None, unpacked(body, refs, self.store, last=True)
+            if status == outcome.EXCEPTION:
+                return pickling.exception_from(body), None
+        except Exception as failure:  # noqa: BLE001 - user code runs in unpickling
+            what = "The result" if status == outcome.VALUE else "The exception of the call"
+            return pickling.load_error(what, failure), None
+        return outcome.error_from(body), None
+
+
+class CallLane(Lane):
+    """Single calls, each with its future."""
+
+    def __init__(
+        self,
+        function: PickledFunction,
+        options: CallOptions,
+        durations: Durations,
+        store: BlobStore | None,
+        later: Callable[[float, Lane, Callable[[], None]], None],
+    ) -> None:
+        super().__init__(function, options, durations, store)
+        self.waiting: deque[CallFuture[Any]] = deque()
+        self.adopted = False
+        self._later = later
+
+    @property
+    def backlog(self) -> int:
+        return len(self.waiting)
+
+    def take(self, count: int) -> Cargo | None:
+        taken: list[CallFuture[Any]] = []
+        size = 0
+        waiting = self.waiting
+        while waiting and len(taken) < count and size < MAX_BYTES:
+            future = waiting.popleft()
+            if not future.done():
+                taken.append(future)
+                size += len(future.data)
+        if not taken:
+            return None
+        buffers = [future.buffers or [] for future in taken] if any(future.buffers for future in taken) else None
+        return Cargo("calls", len(taken), segments.join([future.data for future in taken]), buffers, taken)
+
+    def put_back(self, batch: Batch, index: int) -> None:
+        future = batch.cargo.members[index]
+        future.root = None
+        self.waiting.appendleft(future)
+
+    def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
+        for future, value in zip(batch.cargo.members[first:], values, strict=False):
+            self._settle(future, None, value)
+
+    def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
+        self._settle(batch.cargo.members[index], error, value)
+
+    def _settle(self, future: CallFuture[Any], error: BaseException | None, value: Any) -> None:
+        if error is not None and self._retried(future, error):
+            return
+        self._release(future)
+        future.settle(value, error)
+
+    def _retried(self, future: CallFuture[Any], error: BaseException) -> bool:
+        future.attempts += 1
+        if future.attempts > self.options.retries or not isinstance(error, self.options.retry_on) or future.done():
+            return False
+        future.root = None
+        pause = retry_delay_s(self.options, future.attempts, random.random())  # noqa: S311
+        self._later(pause, self, lambda: self.waiting.append(future))
+        return True
+
+    def _release(self, future: CallFuture[Any]) -> None:
+        if future.buffers and self.store is not None:
+            self.store.delete(blob_refs(future.buffers))
+            future.buffers = None
+
+    def fail(self, error: BaseException) -> None:
+        while self.waiting:
+            self.waiting.popleft().settle(None, error)
+
+    def fail_batch(self, batch: Batch, error: BaseException) -> None:
+        for index, future in enumerate(batch.cargo.members):
+            if not batch.settled[index]:
+                self._release(future)
+                future.settle(None, error)
+
+    def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
+        future = batch.cargo.members[index]
+        self._release(future)
+        if error is None:
+            future.mark_cancelled()
+        else:
+            future.settle(None, error)
+
+
+def expired(seconds: float) -> CallExpired:
+    """What a call gets that waited too long and will not run."""
+    return CallExpired(
+        f"The call had not started {seconds:g} s after it was submitted (expires=). "
+        "All workers were busy, or none was there: allow more workers or more time."
+    )
+
+
+def outcome_segments(payload: memoryview, count: int) -> Sequence[memoryview]:
+    """The outcomes of a reply.
+
+    Raises:
+        ValueError: Their number is not what the header says.
+    """
+    parts = segments.split(payload)
+    if len(parts) != count:
+        raise ValueError(f"a reply announces {count} outcomes and holds {len(parts)}")
+    return parts

@@ -1,0 +1,63 @@
+"""One asyncio loop on one daemon thread: where all of a client's work is done.
+
+User threads and user loops only hand work over; so ``result()`` never blocks the loop that would bring it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Started at once; stopped by :meth:`stop`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def call(self, callback: Callable[..., object], *args: Any) -> None:
+        """Have something called on the loop, soon. From any thread."""
+        self.loop.call_soon_threadsafe(callback, *args)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop; the future is for threads. From any thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Run a coroutine on the loop and wait for it; never from the loop itself.
+
+        Raises:
+            TimeoutError: It took longer than ``timeout_s``; it has been cancelled.
+        """
+        future = self.start(work)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on this loop's thread."""
+        return threading.current_thread() is self._thread
+
+    def stop(self) -> None:
+        """Stop the loop, and wait for its thread unless it is the caller's own."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            if not self.is_current:
+                self._thread.join()

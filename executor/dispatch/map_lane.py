@@ -1,0 +1,160 @@
+"""The items of one ``map``: no future, id or ledger entry for each, only slices of the input."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executor.dispatch.batcher import MAX_BYTES, Durations
+from executor.dispatch.lanes import Batch, Cargo, Lane
+from executor.dispatch.map_result import Failed, MapState
+from executor.stores.offload import blob_refs, packed
+from executor.tasks.call_options import CallOptions, retry_delay_s
+from executor.wire.functions import PickledFunction
+
+if TYPE_CHECKING:
+    from executor.stores.base import BlobStore
+
+
+@dataclass(slots=True)
+class _Block:
+    """Part of the input: items from number ``first`` on, of which ``taken`` have been sent."""
+
+    first: int
+    items: list[Any]
+    taken: int = 0
+
+
+class MapLane(Lane):
+    """Input and output of one ``map``.
+
+    Args:
+        state: Where results go and where the user waits for them.
+        star: Whether an item is a tuple of arguments (several iterables, ``starmap``).
+        chunksize: Items in each batch; None lets the batcher choose.
+    """
+
+    def __init__(
+        self,
+        function: PickledFunction,
+        options: CallOptions,
+        durations: Durations,
+        store: BlobStore | None,
+        *,
+        state: MapState,
+        star: bool,
+        chunksize: int | None,
+        later: Callable[[float, Lane, Callable[[], None]], None],
+    ) -> None:
+        super().__init__(function, options, durations, store)
+        self.state, self.star, self._later = state, star, later
+        self.chunksize = chunksize or self.chunksize
+        self._blocks: deque[_Block] = deque()
+        self._backlog = 0
+        self._bytes_per_item = 0.0
+        self._attempts: dict[int, int] = {}
+
+    @property
+    def backlog(self) -> int:
+        return self._backlog
+
+    def add(self, first: int, items: list[Any]) -> None:
+        """More input, from item number ``first`` on."""
+        if items:
+            self._blocks.append(_Block(first, items))
+            self._backlog += len(items)
+
+    def take(self, count: int) -> Cargo | None:
+        if self._bytes_per_item:
+            count = max(1, min(count, int(MAX_BYTES / self._bytes_per_item)))
+        while self._blocks:
+            block = self._blocks[0]
+            start = block.taken
+            chunk = block.items if not start and count >= len(block.items) else block.items[start : start + count]
+            block.taken += len(chunk)
+            if block.taken >= len(block.items):
+                self._blocks.popleft()
+            self._backlog -= len(chunk)
+            cargo = self._packed(block.first + start, chunk)
+            if cargo is not None:
+                return cargo
+        return None
+
+    def _packed(self, first: int, chunk: list[Any]) -> Cargo | None:
+        try:
+            payload, refs = packed(chunk, self.store)
+        except Exception as error:  # noqa: BLE001 - user code: an item's __reduce__
+            if len(chunk) == 1:
+                self._fill_failure(first, error)
+            else:  # find the item that cannot travel; the others shall
+                for offset in range(len(chunk) - 1, -1, -1):
+                    self._blocks.appendleft(_Block(first + offset, [chunk[offset]]))
+                self._backlog += len(chunk)
+            return None
+        self._bytes_per_item = len(payload) / len(chunk)
+        members = (first, chunk)
+        return Cargo("map", len(chunk), payload, refs or None, members, self.star)
+
+    def put_back(self, batch: Batch, index: int) -> None:
+        first, chunk = batch.cargo.members
+        self._blocks.appendleft(_Block(first + index, [chunk[index]]))
+        self._backlog += 1
+
+    def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
+        self.state.fill(batch.cargo.members[0] + first, values)
+        self._release(batch)
+
+    def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
+        item = batch.cargo.members[0] + index
+        if error is not None:
+            if self._retried(item, batch.cargo.members[1][index], error):
+                return
+            self._fill_failure(item, error)
+        else:
+            self.state.fill(item, [value])
+        self._release(batch)
+
+    def _fill_failure(self, item: int, error: BaseException) -> None:
+        self.state.fill(item, [Failed(error)], failed=1)
+
+    def _retried(self, item: int, argument: Any, error: BaseException) -> bool:
+        if not self.options.retries or not isinstance(error, self.options.retry_on):
+            return False
+        attempt = self._attempts[item] = self._attempts.get(item, 0) + 1
+        if attempt > self.options.retries:
+            return False
+        self._later(
+            retry_delay_s(self.options, attempt, random.random()),  # noqa: S311
+            self,
+            lambda: self.add(item, [argument]),
+        )
+        return True
+
+    def _release(self, batch: Batch) -> None:
+        if not batch.remaining and batch.cargo.buffers and self.store is not None:
+            self.store.delete(blob_refs(batch.cargo.buffers))
+
+    def fail(self, error: BaseException) -> None:
+        while self._blocks:
+            block = self._blocks.popleft()
+            left = len(block.items) - block.taken
+            self.state.fill(block.first + block.taken, [Failed(error)] * left, failed=left)
+        self._backlog = 0
+
+    def fail_batch(self, batch: Batch, error: BaseException) -> None:
+        for index in range(batch.cargo.count):
+            if not batch.settled[index]:
+                self._fill_failure(batch.cargo.members[0] + index, error)
+
+    def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
+        if error is not None:  # else its user has closed the run, and reads no more
+            self._fill_failure(batch.cargo.members[0] + index, error)
+        self._release(batch)
+
+    def drop(self) -> None:
+        """Forget the input that has not been sent."""
+        self._blocks.clear()
+        self._backlog = 0
