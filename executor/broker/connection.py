@@ -5,6 +5,7 @@ redis-py is imported in the functions that need it: it takes 0.2 s and more, and
 
 from __future__ import annotations
 
+import inspect
 import socket
 import ssl
 from pathlib import Path
@@ -77,7 +78,8 @@ def connect_async(
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    return Redis(retry=Retry(NoBackoff(), 0), **_options(address, client_name, answer_timeout_s))
+    options = _options(address, client_name, answer_timeout_s) | _anonymous(Redis)
+    return Redis(retry=Retry(NoBackoff(), 0), **options)
 
 
 def connect_sync(
@@ -88,7 +90,8 @@ def connect_sync(
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    return Redis(retry=Retry(NoBackoff(), 0), **_options(address, client_name, answer_timeout_s))
+    options = _options(address, client_name, answer_timeout_s) | _anonymous(Redis)
+    return Redis(retry=Retry(NoBackoff(), 0), **options)
 
 
 async def check(address: BrokerAddress, *, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerInfo:
@@ -151,14 +154,18 @@ def _options(address: BrokerAddress, client_name: str, answer_timeout_s: float) 
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "client_name": client_name,
         "protocol": 2,
-        "lib_name": None,  # saves two round trips for each connection
-        "lib_version": None,
     }
     if address.scheme == "unix":
         return {**options, "unix_socket_path": address.path}
     options |= {"host": address.host, "port": address.port, "socket_keepalive": True}
     options["socket_keepalive_options"] = _keepalive()
     return options | (_tls_options(address.tls) if address.tls else {})
+
+
+def _anonymous(client: type) -> dict[str, None]:
+    """Arguments that save the two round trips in which redis-py tells each connection its own name and version."""
+    known = inspect.signature(client).parameters
+    return {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None}
 
 
 def _tls_options(tls: TlsOptions) -> dict[str, Any]:

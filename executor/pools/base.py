@@ -78,11 +78,13 @@ class WorkerPool(ABC):
     Attributes:
         spec: What was declared.
         on_broken: Called once when the workers are gone for good, with the exception for every open future.
+        store: Locator of the store for large values, or None.
         on_worker_died: Called for each worker that ended unasked; it is being replaced meanwhile.
     """
 
     def __init__(self, spec: PoolSpec) -> None:
         self.spec = spec
+        self.store: str | None = None
         self.on_broken: Callable[[BaseException], None] | None = None
         self.on_worker_died: Callable[[WorkerDeath], None] | None = None
 
@@ -95,6 +97,10 @@ class WorkerPool(ABC):
     @abstractmethod
     def address(self) -> BrokerAddress:
         """The broker as the client reaches it; known once :meth:`start` has been entered."""
+
+    @abstractmethod
+    def join(self, other: WorkerPool) -> None:
+        """Use the broker of another pool, started before this one and stopped after it. Called before :meth:`start`."""
 
     @abstractmethod
     async def start(self) -> None:

@@ -17,22 +17,21 @@ import os
 import secrets
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from executor.broker import connection, embedded, keys
+from executor.broker import connection, embedded
 from executor.broker.address import BrokerAddress
+from executor.broker.obituaries import bury
 from executor.errors import BrokerUnavailable, PoolBroken, PoolStartError
 from executor.pools import processes
 from executor.pools.base import PoolState, PoolStatus, WorkerDeath, WorkerPool
 from executor.pools.directories import Directories, make_directories
+from executor.pools.local_options import LocalOptions
 from executor.pools.supervisor_process import SupervisorProcess
 from executor.pools.worker_files import write_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from executor.tasks.pool_spec import PoolSpec
 
 __all__ = ["LocalOptions", "LocalPool"]
@@ -45,37 +44,6 @@ _MAX_EVENT_BYTES = 1 << 20
 
 #: Seconds that workers get to see for themselves that their supervisor was killed.
 _NOTICE_S = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalOptions:
-    """What a :class:`LocalPool` needs beside its :class:`PoolSpec`.
-
-    Attributes:
-        owner: Id of the client.
-        broker: A server that runs already; None starts an embedded one.
-        key: Master key of the signatures; None makes one.
-        store: Locator of the store for large values; None makes one in shared memory, where there is any.
-        queues: Our own queues that the workers serve; empty means ``ke.<name of the pool>``.
-        initializer: What each child unpickles and runs once, or None.
-        lease_s: How long a worker may be silent before its calls go to others, in seconds.
-        grace_s: How long workers may finish what they run when the pool stops, in seconds.
-        maxmemory_bytes: Limit of the embedded server; 0 is the memory of the machine.
-        runtime_dir: Where sockets and keys go; None is the temporary directory.
-        worker_argv: Command of a worker instead of the usual one, for tests.
-    """
-
-    owner: str
-    broker: BrokerAddress | None = None
-    key: bytes | None = None
-    store: str | None = None
-    queues: Sequence[str] = ()
-    initializer: bytes | None = None
-    lease_s: float = 5.0
-    grace_s: float = 5.0
-    maxmemory_bytes: int = 0
-    runtime_dir: Path | None = None
-    worker_argv: Sequence[str] | None = None
 
 
 class LocalPool(WorkerPool):
@@ -108,6 +76,7 @@ class LocalPool(WorkerPool):
         self._writer: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
         self._server_up: asyncio.Future[None] | None = None
+        self._burials: set[asyncio.Task[None]] = set()
 
     @property
     def slots(self) -> int:
@@ -132,6 +101,10 @@ class LocalPool(WorkerPool):
             last_death=self._last_death,
             reason=self._reason,
         )
+
+    def join(self, other: WorkerPool) -> None:
+        """Use the broker and the store of a pool that runs."""
+        self._address, self.store = other.address, other.store
 
     async def start(self) -> None:
         """Start the server and the workers, and return when the server answers; the workers come a little later.
@@ -171,6 +144,12 @@ class LocalPool(WorkerPool):
             self._directories.remove()
         self._state = PoolState.STOPPED
 
+    def kill(self) -> None:
+        """Kill the workers and the embedded server now; :meth:`stop` waits for the end."""
+        if self._state is not PoolState.STOPPED:
+            self._state = PoolState.STOPPING
+            self._command("stop", grace_s=0.0)
+
     def resize(self, slots: int) -> None:
         """Workers started from now on have so many slots; one that runs is told through the broker.
 
@@ -192,7 +171,7 @@ class LocalPool(WorkerPool):
     # ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start(self) -> None:
-        if self.options.broker is not None:
+        if self.options.broker is not None and self._address is self.options.broker:
             await connection.check(self.options.broker)
         plan = self._launch()
         connection.preload()
@@ -253,7 +232,7 @@ class LocalPool(WorkerPool):
         settings = {
             "broker": self.address.url,
             "pool": self.spec.name,
-            "queues": list(self.options.queues) or [keys.pool_queue(self.spec.name)],
+            "queues": list(self.options.queues),
             "service_queues": list(self.spec.queues),
             "celery_app": self.spec.celery_app,
             "slots": self._slots,
@@ -307,8 +286,15 @@ class LocalPool(WorkerPool):
             signal=event["signal"],
             output=event["output"],
         )
+        self._bury(self._last_death)
         if self.on_worker_died is not None:
             self.on_worker_died(self._last_death)
+
+    def _bury(self, death: WorkerDeath) -> None:
+        """Have the dead worker's calls back now rather than at the end of its lease."""
+        task = asyncio.create_task(bury(self.address, death.host, death.pid, asdict(death)))
+        self._burials.add(task)
+        task.add_done_callback(self._burials.discard)
 
     def _supervisor_died(self) -> None:
         """Killed from outside: what it started notices by itself; see to it that it did."""
@@ -371,9 +357,11 @@ class LocalPool(WorkerPool):
             await asyncio.sleep(0.002)
 
     async def _let_go(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
+        tasks = {self._listener, *self._burials} - {None}
+        for task in filter(None, tasks):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(filter(None, tasks))
         if self._writer is not None:
             self._writer.close()
             await asyncio.wait([asyncio.ensure_future(self._writer.wait_closed())])
