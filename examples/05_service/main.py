@@ -80,7 +80,7 @@ def main() -> None:
     with redis_server(options.broker_url) as url:
         os.environ["SHOP_REDIS_URL"] = url  # for the service, and for the shop's app in the workers
         pool = PoolSpec(name="shop", max_workers=2, celery_app="shop.tasks:app", queues=["render", "thumbs"])
-        with KubeExecutor(broker_url=url, pools=[pool]) as ex:
+        with KubeExecutor(1, broker_url=url, pools=[pool]) as ex:
             begun = time.perf_counter()
             call = ex.options(pool="shop").submit(sum, range(1000))  # calls of ours run in the same workers
             with service(bands) as gallery:
