@@ -8,15 +8,17 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from concurrent.futures import Executor
 from dataclasses import fields, replace
 from itertools import islice
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from executor.dispatch.future import CallFuture
-from executor.dispatch.lanes import CallLane
-from executor.dispatch.map_lane import MapLane
 from executor.dispatch.map_result import MapResult, MapState
-from executor.session import Session
 from executor.stores.offload import packed
 from executor.tasks.call_options import CallOptions
+
+if TYPE_CHECKING:
+    from executor.dispatch.lanes import CallLane
+    from executor.dispatch.map_lane import MapLane
+    from executor.session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,8 +47,10 @@ class Calls(Executor):
             RuntimeError: After shutdown.
         """
 
-    @overload  # type: ignore[override]
-    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[T]: ...
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallFuture[T]: ...
     @overload
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[T]: ...
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture[Any]:
@@ -69,7 +73,7 @@ class Calls(Executor):
         try:
             function = session.functions.pickled(fn)
             future.data, future.buffers = packed((args, kwargs), session.store)
-        except Exception as error:  # noqa: BLE001 - user code: __reduce__ may raise anything
+        except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
@@ -87,7 +91,7 @@ class Calls(Executor):
                         del self._lanes[digest]
             return self._lanes.setdefault(function.digest, session.lane(function, self._options))
 
-    @overload  # type: ignore[override]
+    @overload
     def map(
         self,
         fn: Callable[..., Coroutine[Any, Any, T]],
@@ -237,10 +241,10 @@ class ExecutorView(Calls):
     def _session_for_calls(self) -> Session:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        return self._parent._session_for_calls()  # noqa: SLF001
+        return self._parent._session_for_calls()
 
     def _check_pool(self, name: str) -> None:
-        self._parent._check_pool(name)  # noqa: SLF001
+        self._parent._check_pool(name)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls through this view; the executor goes on, and so do calls submitted here.
@@ -250,7 +254,7 @@ class ExecutorView(Calls):
             cancel_futures: Cancel those that have not started.
         """
         self._closed = True
-        session = self._parent._session_for_calls()  # noqa: SLF001
+        session = self._parent._session_for_calls()
         session.finish_lanes(list(self._lanes.values()), wait=wait, cancel=cancel_futures)
 
     def __repr__(self) -> str:

@@ -15,10 +15,10 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from executor import session as sessions
+from executor.broker import keys
 from executor.calls import Calls
 from executor.dispatch.future import CallFuture, running_loop
 from executor.session import Session, new_client_id
@@ -26,6 +26,9 @@ from executor.settings import Settings
 from executor.tasks.call_options import CallOptions
 from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
 from executor.tasks.worker_context import WorkerContext, worker_context
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = ["KubeExecutor"]
 
@@ -181,7 +184,7 @@ class _NestedExecutor(KubeExecutor):
     def __init__(self, context: WorkerContext, names: list[str]) -> None:
         Calls.__init__(self, CallOptions())
         self._names = names
-        self.name = sessions.keys.executor_of(context.queue)
+        self.name = keys.executor_of(context.queue)
         self._max_workers = context.slots
         self._session = _nested_session(context, names, self.name)
         self._finalizer = weakref.finalize(self, _abandon, self._session, os.getpid())
@@ -226,7 +229,12 @@ def _nested_session(context: WorkerContext, names: list[str], executor: str) -> 
 
 
 def _local_session(
-    specs: list[PoolSpec], executor: str, broker_url: str | None, lease: float, store: str | None, initializer: bytes | None
+    specs: list[PoolSpec],
+    executor: str,
+    broker_url: str | None,
+    lease: float,
+    store: str | None,
+    initializer: bytes | None,
 ) -> Session:
     from executor.broker.address import BrokerAddress
     from executor.pools.local import LocalOptions, LocalPool
@@ -241,7 +249,7 @@ def _local_session(
             broker=address,
             key=key,
             store=store,
-            queues=[sessions.keys.pool_queue(executor, spec.name)],
+            queues=[keys.pool_queue(executor, spec.name)],
             initializer=initializer if spec.name == DEFAULT_POOL else None,
             lease_s=lease,
         )
@@ -258,7 +266,9 @@ def _pickled_call(function: Callable[..., object] | None, args: tuple[Any, ...])
 def _workers(wanted: int | None) -> int:
     if wanted is None:
         count = getattr(os, "process_cpu_count", None)
-        return (count() if count else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+        return (
+            count() if count else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ) or 1
     if wanted <= 0:
         raise ValueError("max_workers must be greater than 0")
     return wanted
@@ -277,6 +287,6 @@ def _at_exit() -> None:
 
 
 try:
-    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001 - as concurrent.futures does
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 except (AttributeError, RuntimeError):
     atexit.register(_at_exit)

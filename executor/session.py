@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
 from executor.dispatch.batcher import Durations
@@ -25,10 +25,12 @@ from executor.dispatch.lanes import CallLane, Lane, expired
 from executor.dispatch.loop_thread import LoopThread
 from executor.dispatch.map_lane import MapLane
 from executor.errors import KubeExecutorError, PoolBroken
-from executor.pools.base import WorkerPool
 from executor.stores.base import BlobStore, open_store
-from executor.tasks.call_options import CallOptions
 from executor.wire.functions import FunctionCache, PickledFunction
+
+if TYPE_CHECKING:
+    from executor.pools.base import WorkerPool
+    from executor.tasks.call_options import CallOptions
 
 #: Functions whose durations and lanes are remembered at a time.
 _MAX_FUNCTIONS = 4096
@@ -157,7 +159,8 @@ class Session:
             self._loop.loop.call_soon(self._loop.loop.stop)
 
     async def _stop(self) -> None:
-        assert self._dispatcher is not None and self._starting is not None
+        assert self._dispatcher is not None
+        assert self._starting is not None
         await asyncio.wait([asyncio.wrap_future(self._starting)])
         await self._dispatcher.drained()
         await self._dispatcher.stop()
@@ -308,7 +311,8 @@ class Session:
 
 async def _lanes_empty(dispatcher: Dispatcher, lanes: list[CallLane]) -> None:
     while dispatcher.broken is None and any(lane.out or lane.backlog or lane.listed for lane in lanes):
-        await asyncio.sleep(0.02)
+        dispatcher.changed.clear()
+        await dispatcher.changed.wait()
 
 
 #: Sessions that have been started and not yet ended, for the interpreter's exit.
@@ -324,7 +328,7 @@ def finish_all() -> None:
     """At the interpreter's exit: accepted calls finish first, as in the standard library."""
     pid = os.getpid()
     for session in [*sessions]:
-        if session._pid == pid:  # noqa: SLF001
+        if session._pid == pid:
             session.close().result()
 
 

@@ -38,44 +38,55 @@ def priority_queues(queue: str) -> list[str]:
 
 
 def inflight(worker: str) -> str:
+    """Hash of what a worker has claimed: tag to queue and message."""
     return f"ke:inflight:{worker}"
 
 
 def inbox(worker: str, queue_key: str) -> str:
+    """List into which BLMOVE moves a message for a worker."""
     return f"ke:inbox:{worker}:{queue_key}"
 
 
 def tomb(worker: str) -> str:
+    """Mark of a worker that was reaped."""
     return f"ke:tomb:{worker}"
 
 
 def control(worker: str) -> str:
+    """List of control messages for a worker."""
     return f"ke:ctl:{worker}"
 
 
 def client(client_id: str) -> str:
+    """Alive mark of a client."""
     return f"ke:client:{client_id}"
 
 
 def replies(client_id: str) -> str:
+    """Stream of outcomes for a client."""
     return f"ke:replies:{client_id}"
 
 
 def batches(client_id: str) -> str:
+    """Hash of a client's messages: empty while queued, else the worker."""
     return f"ke:batches:{client_id}"
 
 
 def cancels(client_id: str) -> str:
+    """Hash of calls of a client that must not run, by message."""
     return f"ke:cancels:{client_id}"
 
 
 def function(client_id: str, digest: str) -> str:
+    """A signed function of a client."""
     return f"ke:fn:{client_id}:{digest}"
 
 
 def buffer(client_id: str, name: str) -> str:
+    """One large value of a client."""
     return f"ke:buf:{client_id}:{name}"
 
 
 def dead_letters(pool: str) -> str:
+    """List of the dead letters of a pool."""
     return f"ke:dead:{pool}"

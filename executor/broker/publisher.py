@@ -88,7 +88,7 @@ class Publisher:
 
     async def holders(self, messages: Sequence[str]) -> list[str | None]:
         """Who has each message: a worker's id, ``""`` while it is queued, None when it is not there."""
-        replies = await self._redis.hmget(self._batches, list(messages)) if messages else []  # type: ignore[misc]
+        replies = await self._redis.hmget(self._batches, list(messages)) if messages else []
         return [None if reply is None else _text(reply) for reply in replies]
 
     async def mark(self, number: int) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.future import CallFuture, running_loop
-from executor.dispatch.lanes import Batch
 
 if TYPE_CHECKING:
     from executor.dispatch.dispatcher import Dispatcher
+    from executor.dispatch.lanes import Batch
 
 #: A caller waits this long for the broker's word; without it, ``cancel()`` is False. Seconds.
 ANSWER_S = 1.0

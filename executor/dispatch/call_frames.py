@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.dispatch.lanes import Batch
 from executor.wire import envelope, frame, signing
-from executor.wire.functions import PickledFunction
+
+if TYPE_CHECKING:
+    from executor.dispatch.lanes import Batch
+    from executor.wire.functions import PickledFunction
 
 #: What a worker must run to open our pickles.
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -20,21 +20,23 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from executor.broker import keys
 from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
-from executor.broker.replies import Replies
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
-from executor.dispatch.call_frames import CallFrames
-from executor.dispatch.future import CallFuture
 from executor.dispatch.lanes import Batch, Lane, outcome_segments
-from executor.dispatch.loop_thread import LoopThread
 from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken
 from executor.stores.offload import unpacked
-from executor.wire import frame
+from executor.wire import frame, outcome
+
+if TYPE_CHECKING:
+    from executor.broker.replies import Replies
+    from executor.dispatch.call_frames import CallFrames
+    from executor.dispatch.future import CallFuture
+    from executor.dispatch.loop_thread import LoopThread
 
 log = logging.getLogger("executor")
 
@@ -82,6 +84,8 @@ class Dispatcher:
         self._marks: dict[int, asyncio.Future[None]] = {}
         self._timers = 0
         self._idle = asyncio.Event()
+        #: Set whenever a batch has been settled, or all is lost.
+        self.changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.broken: BaseException | None = None
         self.publisher: Publisher | None = None
@@ -143,7 +147,7 @@ class Dispatcher:
             try:
                 if not isinstance(self.broken, BrokerUnavailable):
                     await asyncio.wait_for(self.publisher.leave(), 2)
-            except Exception as error:  # noqa: BLE001 - its keys have a TTL
+            except Exception as error:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()
             await self._replies.close()
@@ -154,7 +158,8 @@ class Dispatcher:
             return
         with self.lock:
             self.broken = error
-        for lane in [*self._lanes, *(batch.lane for batch in self.ledger.values())]:
+            lanes = [*self._lanes]
+        for lane in [*lanes, *(batch.lane for batch in self.ledger.values())]:
             lane.fail(error)
         for batch in self.ledger.values():
             batch.lane.fail_batch(batch, error)
@@ -164,6 +169,7 @@ class Dispatcher:
             if not mark.done():
                 mark.set_result(None)
         self._idle.set()
+        self.changed.set()
 
     def later(self, delay_s: float, lane: Lane, callback: Callable[[], None]) -> None:
         """Have something put into a lane after a pause; the lane counts as outstanding meanwhile."""
@@ -184,7 +190,8 @@ class Dispatcher:
 
     def lanes(self) -> list[Lane]:
         """All lanes in use."""
-        return [*self._lanes]
+        with self.lock:
+            return [*self._lanes]
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -276,7 +283,11 @@ class Dispatcher:
             holders = iter(await self._connected().holders([name for several in names for name in several]))
             absent = [[next(holders) for _ in several].count(None) == len(several) for several in names]
             await self.caught_up()
-            gone = [(b, n) for b, n, a in zip(asked, names, absent, strict=True) if a and b.remaining and b.root in self.ledger]
+            gone = [
+                (b, n)
+                for b, n, a in zip(asked, names, absent, strict=True)
+                if a and b.remaining and b.root in self.ledger
+            ]
             missing += [batch for batch, several in gone if batch.messages() == several]
             asked = [batch for batch, several in gone if batch.messages() != several]  # requeued under another id
         return missing
@@ -391,11 +402,9 @@ class Dispatcher:
         values: list[Any] = unpacked(payload, header.get("bufs") or [], batch.lane.store, last=True)
         return values
 
-    def _settle_one(
-        self, batch: Batch, header: dict[str, Any], index: int, offset: int, segment: memoryview
-    ) -> None:
+    def _settle_one(self, batch: Batch, header: dict[str, Any], index: int, offset: int, segment: memoryview) -> None:
         buffers = header.get("bufs")
-        if segment[:1] == b"c":
+        if bytes(segment[:1]) == outcome.CANCELLED:
             batch.lane.cancel_index(batch, index, None)
             return
         error, value = batch.lane.opened(segment, buffers[offset] if buffers else [])
@@ -412,6 +421,7 @@ class Dispatcher:
             batch.lane.out -= 1
         if batch.lane.backlog:
             self.wake(batch.lane)
+        self.changed.set()
         self._note_busy()
 
     def settled_without_reply(self, batch: Batch, index: int) -> bool:
@@ -467,7 +477,9 @@ class Dispatcher:
         except BaseException as error:
             if not isinstance(error, BrokerUnavailable):
                 log.exception("The dispatcher has failed.")
-            self.break_with(error if isinstance(error, BrokerUnavailable) else PoolBroken(f"The dispatcher failed: {error!r}"))
+            self.break_with(
+                error if isinstance(error, BrokerUnavailable) else PoolBroken(f"The dispatcher failed: {error!r}")
+            )
 
     def _is_idle(self) -> bool:
         return not (self.ledger or self._timers or self._touched)

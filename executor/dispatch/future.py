@@ -50,7 +50,7 @@ class CallFuture(Future[T]):
     _state: str = PENDING
     _result: Any = None
     _exception: BaseException | None = None
-    _condition = _Lazy(threading.Condition)  # type: ignore[assignment]
+    _condition = _Lazy(threading.Condition)
     _waiters = _Lazy(list)
     _done_callbacks = _Lazy(list)
 
@@ -160,7 +160,7 @@ class CallFuture(Future[T]):
             return self.result()
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[None] = loop.create_future()
-        super().add_done_callback(_OnLoop(loop, lambda _: arrived.done() or arrived.set_result(None)))
+        super().add_done_callback(_OnLoop(loop, lambda _: _set(arrived)))
         try:
             yield from arrived
         except asyncio.CancelledError:
@@ -172,6 +172,11 @@ class CallFuture(Future[T]):
         """Cancel without waiting for the answer."""
         if self.dispatcher is not None and not self.done():
             self.dispatcher.cancel_soon([self])
+
+
+def _set(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
 
 
 class _OnLoop:

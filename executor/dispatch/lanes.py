@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.batcher import MAX_BYTES, Durations
-from executor.dispatch.future import CallFuture
 from executor.errors import CallExpired
 from executor.stores.offload import blob_refs, unpacked
 from executor.tasks.call_options import CallOptions, retry_delay_s
 from executor.wire import outcome, pickling, segments
-from executor.wire.functions import PickledFunction
 
 if TYPE_CHECKING:
+    from executor.dispatch.future import CallFuture
     from executor.stores.base import BlobStore
+    from executor.wire.functions import PickledFunction
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class Lane(ABC):
                 return None, unpacked(body, refs, self.store, last=True)
             if status == outcome.EXCEPTION:
                 return pickling.exception_from(body), None
-        except Exception as failure:  # noqa: BLE001 - user code runs in unpickling
+        except Exception as failure:
             what = "The result" if status == outcome.VALUE else "The exception of the call"
             return pickling.load_error(what, failure), None
         return outcome.error_from(body), None
@@ -172,9 +172,11 @@ class CallLane(Lane):
 
     @property
     def backlog(self) -> int:
+        """See :class:`Lane`."""
         return len(self.waiting)
 
     def take(self, count: int) -> Cargo | None:
+        """See :class:`Lane`."""
         taken: list[CallFuture[Any]] = []
         size = 0
         waiting = self.waiting
@@ -189,15 +191,18 @@ class CallLane(Lane):
         return Cargo("calls", len(taken), segments.join([future.data for future in taken]), buffers, taken)
 
     def put_back(self, batch: Batch, index: int) -> None:
+        """See :class:`Lane`."""
         future = batch.cargo.members[index]
         future.root = None
         self.waiting.appendleft(future)
 
     def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
+        """See :class:`Lane`."""
         for future, value in zip(batch.cargo.members[first:], values, strict=False):
             self._settle(future, None, value)
 
     def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
+        """See :class:`Lane`."""
         self._settle(batch.cargo.members[index], error, value)
 
     def _settle(self, future: CallFuture[Any], error: BaseException | None, value: Any) -> None:
@@ -211,7 +216,7 @@ class CallLane(Lane):
         if future.attempts > self.options.retries or not isinstance(error, self.options.retry_on) or future.done():
             return False
         future.root = None
-        pause = retry_delay_s(self.options, future.attempts, random.random())  # noqa: S311
+        pause = retry_delay_s(self.options, future.attempts, random.random())
         self._later(pause, self, lambda: self.waiting.append(future))
         return True
 
@@ -221,16 +226,19 @@ class CallLane(Lane):
             future.buffers = None
 
     def fail(self, error: BaseException) -> None:
+        """See :class:`Lane`."""
         while self.waiting:
             self.waiting.popleft().settle(None, error)
 
     def fail_batch(self, batch: Batch, error: BaseException) -> None:
+        """See :class:`Lane`."""
         for index, future in enumerate(batch.cargo.members):
             if not batch.settled[index]:
                 self._release(future)
                 future.settle(None, error)
 
     def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
+        """See :class:`Lane`."""
         future = batch.cargo.members[index]
         self._release(future)
         if error is None:

@@ -13,10 +13,10 @@ from executor.dispatch.lanes import Batch, Cargo, Lane
 from executor.dispatch.map_result import Failed, MapState
 from executor.stores.offload import blob_refs, packed
 from executor.tasks.call_options import CallOptions, retry_delay_s
-from executor.wire.functions import PickledFunction
 
 if TYPE_CHECKING:
     from executor.stores.base import BlobStore
+    from executor.wire.functions import PickledFunction
 
 
 @dataclass(slots=True)
@@ -59,6 +59,7 @@ class MapLane(Lane):
 
     @property
     def backlog(self) -> int:
+        """See :class:`Lane`."""
         return self._backlog
 
     def add(self, first: int, items: list[Any]) -> None:
@@ -68,6 +69,7 @@ class MapLane(Lane):
             self._backlog += len(items)
 
     def take(self, count: int) -> Cargo | None:
+        """See :class:`Lane`."""
         if self._bytes_per_item:
             count = max(1, min(count, int(MAX_BYTES / self._bytes_per_item)))
         while self._blocks:
@@ -86,7 +88,7 @@ class MapLane(Lane):
     def _packed(self, first: int, chunk: list[Any]) -> Cargo | None:
         try:
             payload, refs = packed(chunk, self.store)
-        except Exception as error:  # noqa: BLE001 - user code: an item's __reduce__
+        except Exception as error:
             if len(chunk) == 1:
                 self._fill_failure(first, error)
             else:  # find the item that cannot travel; the others shall
@@ -99,15 +101,18 @@ class MapLane(Lane):
         return Cargo("map", len(chunk), payload, refs or None, members, self.star)
 
     def put_back(self, batch: Batch, index: int) -> None:
+        """See :class:`Lane`."""
         first, chunk = batch.cargo.members
         self._blocks.appendleft(_Block(first + index, [chunk[index]]))
         self._backlog += 1
 
     def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
+        """See :class:`Lane`."""
         self.state.fill(batch.cargo.members[0] + first, values)
         self._release(batch)
 
     def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
+        """See :class:`Lane`."""
         item = batch.cargo.members[0] + index
         if error is not None:
             if self._retried(item, batch.cargo.members[1][index], error):
@@ -127,7 +132,7 @@ class MapLane(Lane):
         if attempt > self.options.retries:
             return False
         self._later(
-            retry_delay_s(self.options, attempt, random.random()),  # noqa: S311
+            retry_delay_s(self.options, attempt, random.random()),
             self,
             lambda: self.add(item, [argument]),
         )
@@ -138,6 +143,7 @@ class MapLane(Lane):
             self.store.delete(blob_refs(batch.cargo.buffers))
 
     def fail(self, error: BaseException) -> None:
+        """See :class:`Lane`."""
         while self._blocks:
             block = self._blocks.popleft()
             left = len(block.items) - block.taken
@@ -145,11 +151,13 @@ class MapLane(Lane):
         self._backlog = 0
 
     def fail_batch(self, batch: Batch, error: BaseException) -> None:
+        """See :class:`Lane`."""
         for index in range(batch.cargo.count):
             if not batch.settled[index]:
                 self._fill_failure(batch.cargo.members[0] + index, error)
 
     def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
+        """See :class:`Lane`."""
         if error is not None:  # else its user has closed the run, and reads no more
             self._fill_failure(batch.cargo.members[0] + index, error)
         self._release(batch)

@@ -1,1 +1,1 @@
-
+"""Values: what calls, pools and resources are. Pure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from executor.tasks.pool_spec import DEFAULT_POOL
 
@@ -18,7 +19,7 @@ class CallOptions:
         timeout: Run time of one attempt; after it the process is killed and the call fails with CallTimeout.
         expires: Time to wait for its start; after it the call fails with CallExpired and never runs.
         retries: How often a call that raised is run again.
-        retry_on: Exception types that are worth another attempt.
+        retry_on: One exception type or a tuple of them that are worth another attempt.
         backoff: Pause before the first retry; doubles each time, with jitter.
         max_deliveries: How often a call may start when workers die under it; 1 is at most once.
         priority: 0 (first) to 9 (last), as kombu's Redis transport orders them: 0, 3, 6, 9.
@@ -32,7 +33,7 @@ class CallOptions:
     timeout: float | None = None
     expires: float | None = None
     retries: int = 0
-    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    retry_on: Any = (Exception,)
     backoff: float = 0.1
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     priority: int = 0

@@ -40,15 +40,23 @@ class PoolSpec:
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
-            raise ValueError(f"name={self.name!r}: a pool's name has lower-case letters, digits and dashes, at most 40.")
+            raise ValueError(
+                f"name={self.name!r}: a pool's name has lower-case letters, digits and dashes, at most 40."
+            )
         if self.max_workers is not None and self.max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if isinstance(self.queues, str):
-            raise ValueError(f"queues={self.queues!r} is a string; write queues=[{self.queues!r}].")  # noqa: TRY004
+            raise ValueError(f"queues={self.queues!r} is a string; write queues=[{self.queues!r}].")
         if self.celery_app is not None and not _APP.match(self.celery_app):
-            raise ValueError(f"celery_app={self.celery_app!r}: write it as 'package.module:app', as `celery -A` takes it.")
+            raise ValueError(
+                f"celery_app={self.celery_app!r}: write it as 'package.module:app', as `celery -A` takes it."
+            )
         if self.queues and self.celery_app is None:
-            raise ValueError(f"queues={list(self.queues)!r} need celery_app='package.module:app', the app whose tasks they carry.")
+            raise ValueError(
+                f"queues={list(self.queues)!r} need celery_app='package.module:app', the app whose tasks they carry."
+            )
         if self.celery_app is not None and not self.queues:
-            raise ValueError(f"celery_app={self.celery_app!r} needs queues=[...]: the Celery queues its tasks come from.")
+            raise ValueError(
+                f"celery_app={self.celery_app!r} needs queues=[...]: the Celery queues its tasks come from."
+            )
         object.__setattr__(self, "queues", tuple(self.queues))

@@ -27,7 +27,9 @@ def quantity(text: str | int | float, field: str = "quantity") -> Decimal:
     """
     match = _QUANTITY.match(str(text).strip())
     if match is None:
-        raise ValueError(f"{field}={text!r} is not a quantity. Write it as Kubernetes does: '500m', '2', '512Mi', '4Gi'.")
+        raise ValueError(
+            f"{field}={text!r} is not a quantity. Write it as Kubernetes does: '500m', '2', '512Mi', '4Gi'."
+        )
     return Decimal(match[1]) * _FACTORS[match[2] or ""]
 
 
@@ -55,5 +57,5 @@ class Resources:
             value = getattr(self, field)
             if value is not None and quantity(value, field) <= 0:
                 raise ValueError(f"{field}={value!r} must be more than nothing; leave it out to ask for nothing.")
-        if not isinstance(self.gpu, int) or self.gpu < 0:
+        if type(self.gpu) is not int or self.gpu < 0:
             raise ValueError(f"gpu={self.gpu!r} must be a whole number of GPUs, 0 or more.")

@@ -38,7 +38,7 @@ _current: WorkerContext | None = None
 
 def set_worker_context(context: WorkerContext | None) -> None:
     """Called once by a child process at its start."""
-    global _current  # noqa: PLW0603
+    global _current
     _current = context
 
 

@@ -1,1 +1,1 @@
-
+"""Bytes: frames, signatures, pickles, envelopes. No I/O."""

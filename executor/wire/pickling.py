@@ -47,7 +47,8 @@ def dumps(value: object, buffers: list[PickleBuffer] | None = None) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError):
         pass  # a lambda, a closure, a local class: cloudpickle says whether it really cannot
     del taken[start:]
-    return _cloudpickle().dumps(value, 5, buffer_callback=callback)
+    pickled: bytes = _cloudpickle().dumps(value, 5, buffer_callback=callback)
+    return pickled
 
 
 def loads(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
@@ -57,7 +58,7 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
         data: From :func:`dumps`.
         buffers: The out-of-band buffers, in order.
     """
-    return pickle.loads(data, buffers=buffers)  # noqa: S301
+    return pickle.loads(data, buffers=buffers)
 
 
 def by_value(data: bytes) -> bool:
@@ -81,7 +82,7 @@ def exception_outcome(error: BaseException) -> bytes:
     try:
         data = _exception_pickle(error)
         loads(data)
-    except Exception as failure:  # noqa: BLE001 - user code: __reduce__ and __init__ may raise anything
+    except Exception as failure:
         return outcome.error(
             "SerializationError",
             f"The call raised {type(error).__qualname__}: {error}\nand this exception cannot travel: {failure!r}. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 #: A segment's length is a u32: larger values travel out of band (see ``stores``).
 MAX_SEGMENT_BYTES = 2**32 - 1
@@ -38,4 +38,4 @@ def split(data: bytes | memoryview) -> list[memoryview]:
     ends = list(accumulate(lengths, initial=start))
     if len(lengths) != count or ends[-1] != len(view):
         raise ValueError(f"segments: {count} announced, {len(view)} bytes, expected {ends[-1]}")
-    return [view[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [view[a:b] for a, b in pairwise(ends)]
