@@ -1,0 +1,93 @@
+"""Celery's view of the crew: a worker pool class."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency.base import BasePool
+from vine import promise
+
+from executor.worker.crew import Crew
+
+logger = logging.getLogger(__name__)
+
+
+class HubCalls:
+    """Runs functions on Celery's hub thread, in order (``hub.call_soon`` keeps none), and wakes it."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._hub: Any = None
+        self._promise = promise(self.run)
+
+    def attach(self, hub: Any) -> None:
+        self._hub = hub
+
+    def add(self, function: Callable[[], None]) -> None:
+        self._calls.append(function)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the hub look again at what it may claim."""
+        hub = self._hub
+        if hub is not None:
+            hub.call_soon(self._promise)
+
+    def run(self) -> None:
+        """Run what waits; on the hub thread, or by whoever stops the worker."""
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                logger.exception("A task's callback failed.")
+
+
+class ChildPool(BasePool):
+    """The pool class of our workers; :func:`bind` gives it its crew."""
+
+    signal_safe = False
+    uses_semaphore = False
+    body_can_be_buffer = True
+
+    crew: Crew
+    hub_calls: HubCalls
+    grace_s: float
+
+    def on_start(self) -> None:
+        self.crew.on_free = self.hub_calls.wake
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        self.hub_calls.attach(loop)
+
+    def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> None:
+        from executor.worker.task_job import TaskJob
+
+        self.crew.submit(TaskJob.of(self, args, options))
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        self.crew.terminate(pid, signal or 15)
+
+    def on_stop(self) -> None:
+        """Warm shutdown: let what runs finish, hand back the rest."""
+        self.crew.stop(self.grace_s)
+        self.hub_calls.run()
+
+    def on_terminate(self) -> None:
+        self.crew.stop(0)
+        self.hub_calls.run()
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "processes": self.crew.pids()}
+
+
+def bind(crew: Crew, grace_s: float) -> type[ChildPool]:
+    """The pool class for one crew.
+
+    Args:
+        crew: Who works.
+        grace_s: How long running calls may take to finish at a stop.
+    """
+    return type("ChildPool", (ChildPool,), {"crew": crew, "hub_calls": HubCalls(), "grace_s": grace_s})

@@ -1,0 +1,196 @@
+"""The parent's handle on one child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from executor.wire import pickling
+from executor.worker import pipe, slots
+from executor.worker.capture import Capture, Tail
+
+#: How long a child that should be reading may not read before it counts as stuck, in seconds.
+SEND_TIMEOUT_S = 30
+#: Last output that goes into an obituary, in bytes: it travels in message headers.
+OUTPUT_BYTES = 2048
+
+_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from executor.worker.child import main; main({}, {}, {})"
+
+#: Ends that a process brings upon itself; any other signal came from outside.
+_OWN_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP", "SIGPIPE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child ended.
+
+    Attributes:
+        exit_code: Its exit code, or None when a signal ended it.
+        signal: Name of that signal, or None.
+        oom: Whether the kernel killed something of this container for memory meanwhile.
+        output: The last of what it printed.
+        pid: Its process id.
+    """
+
+    exit_code: int | None
+    signal: str | None
+    oom: bool
+    output: str
+    pid: int
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether the process brought it upon itself: ``os._exit``, a segmentation fault, an abort, ..."""
+        return self.signal is None or self.signal in _OWN_SIGNALS
+
+    @property
+    def reason(self) -> str:
+        """In one word: ``OOMKilled``, a signal, or ``exit code N``."""
+        if self.oom and self.signal == "SIGKILL":
+            return "OOMKilled"
+        return self.signal or f"exit code {self.exit_code}"
+
+
+class ChildProcess:
+    """One child: started at once, set up by a message, killed with its process group.
+
+    Args:
+        setup: What it is told first.
+        capture: Who reads its stdout and stderr.
+
+    Attributes:
+        job: What it runs, or None.
+        ready: It has said READY.
+        kill_reason: Why we have killed it, or ``""``.
+    """
+
+    def __init__(self, setup: dict[str, Any], capture: Capture) -> None:
+        self.job: Any = None
+        self.ready = False
+        self.lent = False
+        self.kill_reason = ""
+        self.born = monotonic()
+        self.tail = Tail()
+        self.functions: set[str] = set()
+        self._ooms = _oom_kills()
+        memory = slots.new_file()
+        self.sock, theirs = socket.socketpair()
+        self._life, their_life = socket.socketpair()
+        try:
+            self._process = _spawn(theirs.fileno(), their_life.fileno(), memory)
+        finally:
+            theirs.close()
+            their_life.close()
+        self.shared = slots.mapped(memory)
+        os.close(memory)
+        self.inlet = pipe.Inlet(self.sock, wait=False)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
+        assert self._process.stdout is not None and self._process.stderr is not None
+        capture.add(os.dup(self._process.stdout.fileno()), os.dup(self._process.stderr.fileno()), self.tail)
+        self._process.stdout.close()
+        self._process.stderr.close()
+        self.pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        self.send(pipe.SETUP, pickling.dumps(setup))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, kind: int, *parts: bytes | memoryview) -> bool:
+        """Send a message; False where the child is gone or does not read (it is killed then)."""
+        try:
+            pipe.send(self.sock, kind, *parts)
+            return True
+        except OSError as error:
+            self.kill(f"it did not take a message: {error}")
+            return False
+
+    def begin(self, number: int, first: int, end: int) -> None:
+        """Set the shared numbers for a batch that is about to be sent."""
+        self.shared[slots.LIMIT], self.shared[slots.RUNNING] = end, first
+        self.shared[slots.STARTED_NS], self.shared[slots.BATCH] = 0, number
+
+    def ask_to_flush(self) -> None:
+        """Have it send the results that it holds, though a call runs."""
+        try:
+            self._life.send(pipe.FLUSH, socket.MSG_DONTWAIT)
+        except OSError:
+            pass
+
+    def signal(self, number: int) -> None:
+        """Send the child itself a signal."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL the child and all in its process group."""
+        if not self.kill_reason:
+            self.kill_reason = reason
+        _kill_group(self.pid)
+
+    def poll(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def death(self) -> Death:
+        """How it ended; call it once :meth:`poll` is true."""
+        code = self._process.returncode
+        name = _signal_name(-code) if code < 0 else None
+        ended_by_oom = name == "SIGKILL" and _oom_kills() > self._ooms
+        return Death(None if name else code, name, ended_by_oom, self.tail.text(OUTPUT_BYTES), self.pid)
+
+    def close(self) -> None:
+        """Give back file descriptors; kill what is left of the process group."""
+        _kill_group(self.pid)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+        self.sock.close()
+        self._life.close()
+        self._process.wait()
+
+    def __repr__(self) -> str:
+        state = "dead" if self._process.returncode is not None else "busy" if self.job else "idle" if self.ready else "new"
+        return f"<ChildProcess {self.pid} {state}>"
+
+
+def _spawn(sock: int, life: int, memory: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", _START.format(sock, life, memory), json.dumps(sys.path)],
+        pass_fds=(sock, life, memory),
+        process_group=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _oom_kills() -> int:
+    """How often the kernel has killed for memory in this cgroup; 0 where that cannot be read."""
+    try:
+        with open("/sys/fs/cgroup/memory.events", encoding="ascii") as events:
+            fields = dict(line.split() for line in events)
+        return int(fields.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0

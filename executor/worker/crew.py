@@ -1,0 +1,378 @@
+"""The children of a worker, and the thread that attends to them.
+
+Celery's hub thread brings jobs (:meth:`Crew.submit`) and writes them to an idle child itself. The crew thread does the
+rest: it reads what children say, hands outcomes to the :class:`~executor.worker.settler.Settler`, watches the time,
+buries the dead and starts new ones. It goes on while the hub is blocked in a reconnect.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import selectors
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from executor.worker import pipe
+from executor.worker.call_job import DRAINED, FENCED
+from executor.worker.child_process import ChildProcess, Death
+
+if TYPE_CHECKING:
+    from executor.worker.deliveries import Held
+    from executor.worker.functions import FunctionSource
+    from executor.worker.settler import Settler
+
+logger = logging.getLogger(__name__)
+
+#: A pool whose children die so often before they are ready is broken.
+STARTS_BEFORE_BROKEN = 3
+#: Longest sleep of the crew thread, in seconds.
+IDLE_S = 1.0
+#: How long a finished crew keeps trying to deliver outcomes to a server that is away, in seconds.
+SETTLE_AT_STOP_S = 5.0
+
+
+class Job(Protocol):
+    """What a child can do: a :class:`~executor.worker.call_job.CallJob`, or a plain Celery task."""
+
+    id: str
+    begun: bool
+    settled: bool
+
+    def begin(self, child: ChildProcess, number: int) -> bool: ...
+    def on_results(self, child: ChildProcess, kind: int, body: memoryview) -> bool: ...
+    def on_death(self, child: ChildProcess, death: Death) -> None: ...
+    def next_check_s(self, child: ChildProcess) -> float | None: ...
+    def check(self, child: ChildProcess) -> None: ...
+    def cancel(self, indexes: frozenset[int], how: str | None, child: ChildProcess | None) -> None: ...
+    def hand_back(self) -> None: ...
+    def release(self, held: Held) -> None: ...
+
+
+class Crew:
+    """Runs jobs in children.
+
+    Args:
+        slots: Children that work at a time.
+        start_child: Starts one.
+        held: What this worker holds.
+        settler: Where outcomes go; used by the crew thread only.
+        functions: Where children's functions come from.
+
+    Attributes:
+        on_free: Called on the crew thread when credit has come back.
+        on_broken: Called on the crew thread, once, when no child can be set up; gets the reason.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        start_child: Callable[[], ChildProcess],
+        held: Held,
+        settler: Settler,
+        functions: FunctionSource,
+    ) -> None:
+        self.slots, self.held, self.settler = slots, held, settler
+        self.on_free: Callable[[], None] = lambda: None
+        self.on_broken: Callable[[str], None] = lambda reason: None
+        self._start_child, self._functions = start_child, functions
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._children: dict[int, ChildProcess] = {}
+        self._idle: list[ChildProcess] = []
+        self._waiting: deque[Job] = deque()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._lent = 0
+        self._failed_starts = 0
+        self._broken = False
+        self._stopping = self._stopped = False
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._thread = threading.Thread(target=self._run, name="ke-crew", daemon=True)
+
+    # --- from any thread -------------------------------------------------------------------------
+
+    def start(self, children: list[ChildProcess]) -> None:
+        """Start the thread, with the children that were started before it."""
+        for child in children:
+            self._adopt(child)
+        self._thread.start()
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that may be here at a time; more than slots while slots are lent out."""
+        return 0 if self._stopping or self._broken else self.slots + self._lent
+
+    def submit(self, job: Job) -> None:
+        """Run a job: at once on an idle child, written by the calling thread, else in its turn."""
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+            if child is None:
+                self._waiting.append(job)
+            else:
+                child.job = job
+        if child is None:
+            self._wake()
+        else:
+            self._begin(child, job)
+            if job.next_check_s(child) is not None:
+                self._wake()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something on the crew thread, soon."""
+        self._posted.append(action)
+        self._wake()
+
+    def pids(self) -> list[int]:
+        """Process ids of the children."""
+        return list(self._children)
+
+    def kill_all(self, reason: str) -> None:
+        """Kill every child that works; its job hears the reason."""
+        self.post(lambda: self._kill_busy(reason))
+
+    def cancel(self, job_id: str, indexes: frozenset[int], how: str | None) -> None:
+        """Pass a wish to cancel on to the job, if it is here."""
+        self.post(lambda: self._cancel(job_id, indexes, how))
+
+    def terminate(self, pid: int, number: int) -> None:
+        """Send one child a signal, on behalf of Celery's ``revoke(terminate=True)``."""
+        self.post(lambda: self._terminate(pid, number))
+
+    def stop(self, grace_s: float) -> None:
+        """Let running jobs finish, hand back the rest, end the children; blocks for the grace period at most."""
+        self._stopping = True
+        self.post(self._hand_back_waiting)
+        deadline = monotonic() + grace_s
+        while monotonic() < deadline and self._thread.is_alive() and (self._busy() or self._posted):
+            threading.Event().wait(0.02)
+        self.kill_all(DRAINED)
+        deadline = monotonic() + SETTLE_AT_STOP_S
+        while monotonic() < deadline and self._thread.is_alive() and (self._busy() or self._posted or len(self.held)):
+            threading.Event().wait(0.01)
+        self._stopped = True
+        self._wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(5)
+        for child in list(self._children.values()):
+            child.close()
+
+    # --- the crew thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self._turn()
+            except Exception:  # one bad job must not end the attendance on all others
+                logger.exception("The crew thread stumbled; it goes on.")
+
+    def _turn(self) -> None:
+        self._ensure_children()
+        for key, _ in self._selector.select(self._sleep_s()):
+            key.data()
+        while self._posted:
+            self._posted.popleft()()
+        for child in list(self._children.values()):
+            if child.job is not None and child.job.begun and not child.kill_reason:
+                child.job.check(child)
+        self._functions.work()
+        self.settler.work()
+
+    def _sleep_s(self) -> float:
+        waits = [IDLE_S, self.settler.next_try_s(), self._functions.next_try_s()]
+        for child in list(self._children.values()):
+            job = child.job
+            if job is not None and job.begun and not child.kill_reason:
+                waits.append(job.next_check_s(child))
+            if child.pidfd is None:
+                waits.append(0.02)
+        return min(wait for wait in waits if wait is not None)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except (BlockingIOError, OSError):
+            pass  # full: it will wake anyway
+
+    def _woken(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    # --- children --------------------------------------------------------------------------------
+
+    def _ensure_children(self) -> None:
+        for child in [child for child in self._children.values() if child.pidfd is None and child.poll()]:
+            self._ended(child)
+        if self._stopping or self._broken:
+            return
+        starting = sum(not child.ready for child in self._children.values())
+        wanted = self.slots + self._lent - len(self._children)
+        if wanted > 0 and (not starting or len(self._waiting) > starting):
+            self._adopt(self._start_child())
+
+    def _adopt(self, child: ChildProcess) -> None:
+        self._children[child.pid] = child
+        self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._read(child))
+        if child.pidfd is not None:
+            self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+
+    def _begin(self, child: ChildProcess, job: Job) -> None:
+        if not job.begin(child, next(self._numbers)):
+            self._wake()  # the child is dead or dying; its end brings the job back
+
+    def _next_job(self, child: ChildProcess) -> None:
+        """Give a free child the next job, or let it rest."""
+        with self._lock:
+            job = child.job = self._waiting.popleft() if self._waiting else None
+            if job is None:
+                self._idle.append(child)
+        if job is not None:
+            self._begin(child, job)
+        elif self._lent == 0 and len(self._children) > self.slots:
+            self._dismiss(child)
+
+    def _dismiss(self, child: ChildProcess) -> None:
+        with self._lock:
+            if child not in self._idle:
+                return
+            self._idle.remove(child)
+        child.send(pipe.EXIT)
+
+    def _read(self, child: ChildProcess) -> None:
+        for kind, body in child.inlet.read():
+            self._on_message(child, kind, body)
+        if child.inlet.eof and child.pid in self._children:
+            self._selector.unregister(child.sock)
+            child.inlet.eof = False
+            child.kill("it closed its socket")  # dead, dying, or of no use any more
+
+    def _on_message(self, child: ChildProcess, kind: int, body: memoryview) -> None:
+        if kind in (pipe.PART, pipe.DONE, pipe.TASK_DONE):
+            self._on_results(child, kind, body)
+        elif kind == pipe.NEED:
+            self._functions.send(child, bytes(body).decode(), child.job)
+        elif kind == pipe.READY:
+            self._on_ready(child, str(body, "utf-8"))
+        elif kind in (pipe.LENT, pipe.TAKEN):
+            self._lent += 1 if kind == pipe.LENT else -1
+            child.lent = kind == pipe.LENT
+            self.on_free()
+
+    def _on_results(self, child: ChildProcess, kind: int, body: memoryview) -> None:
+        job = child.job
+        if job is None:
+            return
+        if kind != pipe.PART:
+            # Before the outcome is published: the next job and the next claim overlap with that.
+            job.release(self.held)
+            self.on_free()
+        done = job.on_results(child, kind, body)
+        if done:
+            self._next_job(child)
+
+    def _on_ready(self, child: ChildProcess, error: str) -> None:
+        if error:
+            self._break(f"A worker process could not be set up:\n{error}")
+            return
+        child.ready = True
+        self._failed_starts = 0
+        self._next_job(child)
+
+    def _ended(self, child: ChildProcess) -> None:
+        """A child is dead: take what it still said, judge its job, forget it."""
+        if not child.poll() or self._children.pop(child.pid, None) is None:
+            return
+        self._forget(child)
+        while messages := child.inlet.read():
+            for kind, body in messages:
+                if kind in (pipe.PART, pipe.DONE, pipe.TASK_DONE) and child.job is not None:
+                    if child.job.on_results(child, kind, body):
+                        child.job.release(self.held)
+        death = child.death()
+        child.close()
+        if child.lent:
+            self._lent -= 1
+        job, child.job = child.job, None
+        if job is not None:
+            self._bereaved(job, child, death)
+        elif not child.ready:
+            self._start_failed(death)
+        elif not child.kill_reason:
+            logger.warning("An idle child (pid %s) ended: %s.", child.pid, death.reason)
+
+    def _bereaved(self, job: Job, child: ChildProcess, death: Death) -> None:
+        logger.warning("Child %s ended while it ran %s: %s.", child.pid, job.id, child.kill_reason or death.reason)
+        if not job.begun:
+            self.submit(job)
+            return
+        job.release(self.held)
+        job.on_death(child, death)
+        self.on_free()
+
+    def _start_failed(self, death: Death) -> None:
+        self._failed_starts += 1
+        logger.error("A child ended before it was ready: %s. %s", death.reason, death.output)
+        if self._failed_starts >= STARTS_BEFORE_BROKEN:
+            self._break(f"Worker processes end before they are ready ({death.reason}). Last output:\n{death.output}")
+
+    def _forget(self, child: ChildProcess) -> None:
+        with self._lock:
+            if child in self._idle:
+                self._idle.remove(child)
+        for watched in (child.sock, child.pidfd):
+            try:
+                if watched is not None:
+                    self._selector.unregister(watched)
+            except (KeyError, ValueError):
+                pass
+
+    def _break(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = True
+            self._hand_back_waiting()
+            self.on_broken(reason)
+
+    # --- posted ----------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        with self._lock:
+            return bool(self._waiting) or any(child.job is not None for child in list(self._children.values()))
+
+    def _hand_back_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = list(self._waiting), deque()
+        for job in waiting:
+            job.release(self.held)
+            job.hand_back()
+
+    def _kill_busy(self, reason: str) -> None:
+        for child in list(self._children.values()):
+            if child.job is not None:
+                child.kill(reason)
+        if reason == FENCED:
+            with self._lock:
+                waiting, self._waiting = list(self._waiting), deque()
+            for job in waiting:
+                job.release(self.held)
+                job.settled = True
+
+    def _cancel(self, job_id: str, indexes: frozenset[int], how: str | None) -> None:
+        with self._lock:
+            found = [(child.job, child) for child in self._children.values() if child.job and child.job.id == job_id]
+            waiting = [(job, None) for job in self._waiting if job.id == job_id]
+        for job, child in [*found, *waiting]:
+            job.cancel(indexes, how, child)
+
+    def _terminate(self, pid: int, number: int) -> None:
+        child = self._children.get(pid)
+        if child is not None and child.job is not None:
+            child.kill(f"terminated by signal {number}")

@@ -1,0 +1,142 @@
+"""One worker from start to end: who is who, and in which order they come and go."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import socket
+import time
+import warnings
+from typing import Any
+
+from celery.platforms import SecurityWarning
+
+from executor.broker import keys, scripts
+from executor.broker.address import BrokerAddress
+from executor.broker.connection import connect_sync
+from executor.wire import frame, signing
+from executor.worker import app as worker_app
+from executor.worker import transport
+from executor.worker.bootsteps import Steps
+from executor.worker.call_job import FENCED
+from executor.worker.capture import Capture
+from executor.worker.child_pool import bind
+from executor.worker.child_process import ChildProcess
+from executor.worker.config import WorkerConfig
+from executor.worker.crew import Crew
+from executor.worker.deliveries import Delivery, Held
+from executor.worker.functions import FunctionSource
+from executor.worker.lease import Lease
+from executor.worker.request import Intake, call_task
+from executor.worker.settler import Settler, Step
+
+logger = logging.getLogger(__name__)
+
+#: Exit code of a worker that cannot work at all (its children cannot be set up).
+EX_BROKEN = 78
+
+
+class Program:
+    """Puts the rooms of a worker together.
+
+    Args:
+        config: Its settings.
+        capture: Reads what children print.
+        children: Those started already.
+    """
+
+    def __init__(self, config: WorkerConfig, capture: Capture, children: list[ChildProcess]) -> None:
+        self.config = config
+        self._capture, self._children = capture, children
+        self._address = BrokerAddress.parse(config.broker)
+        self._master = config.key()
+        self.held = Held(config.worker)
+        self._settler = Settler(self._connect, self.held)
+        functions = FunctionSource(self._settler, self._master)
+        self.crew = Crew(config.slots, self._start_child, self.held, self._settler, functions)
+        self.crew.on_broken = self._on_broken
+        self._lease = Lease(config, self._address, self.held, self.crew, self._master, self._describe)
+        self._exit_code = 0
+        self._worker: worker_app.PodWorker | None = None
+
+    def run(self) -> int:
+        """Work until told to stop; returns the exit code."""
+        self.crew.start(self._children)
+        self._lease.start()
+        pool = bind(self.crew, self.config.grace_s)
+        consuming = transport.Consuming(
+            self.held, lambda: self.crew.capacity, self._acknowledge, self._give_back, self._lease.on_tomb
+        )
+        transport.install(consuming)
+        app = worker_app.load_app(self.config)
+        intake = Intake(self.crew, self.held, self._master, self.config.pool)
+        call_task(app, intake, self.held, pool.hub_calls.add)
+        Steps(self.config, consuming, self._lease).add_to(app)
+        self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SecurityWarning)  # in a container root is common, and user code is code
+            self._worker.start()
+        self._lease.leave()
+        self._capture.drain(1.0)
+        return self._exit_code or int(self._worker.exitcode or 0)
+
+    def _start_child(self) -> ChildProcess:
+        return ChildProcess(self.config.setup(), self._capture)
+
+    def _connect(self) -> Any:
+        return connect_sync(self._address, client_name=f"ke:{self.held.worker}", answer_timeout_s=5.0)
+
+    def _acknowledge(self, delivery: Delivery) -> None:
+        self.crew.post(lambda: self._settler.drop(delivery))
+
+    def _give_back(self, delivery: Delivery) -> None:
+        """Return a message unchanged to the head of its queue."""
+        self.held.release(delivery)
+        self.crew.post(lambda: self._settler.add(give_back_step(delivery, self.config.pool, self._settler)))
+
+    def _describe(self) -> str:
+        """This worker as the registry shows it."""
+        config = self.config
+        return json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "pool": config.pool,
+                "queues": [*config.queues, *config.service_queues],
+                "slots": config.slots,
+                "python": platform.python_version(),
+                "protocol": frame.PROTOCOL,
+                "owner": config.owner,
+                "celery_app": config.celery_app,
+                "since": round(time.time(), 3),
+            }
+        )
+
+    def _on_broken(self, reason: str) -> None:
+        """No child can be set up: tell the owner, and go."""
+        logger.error("%s", reason)
+        self._exit_code = EX_BROKEN
+        if self.config.owner:
+            key = signing.client_key(self._master, self.config.owner)
+            header = {"kind": "broken", "root": "", "worker": self.held.worker, "message": reason}
+            reply = frame.sealed(key, frame.REPLY, header)
+            names = [keys.replies(self.config.owner), keys.client(self.config.owner)]
+            self._settler.add(Step("notify", names, [reply, scripts.CLIENT_TTL_S], lambda _: None))
+        from celery.worker import state
+
+        state.should_stop = EX_BROKEN
+
+    def fence(self) -> None:
+        """Our id was reaped: what runs belongs to others now."""
+        self.crew.kill_all(FENCED)
+
+
+def give_back_step(delivery: Delivery, pool: str, settler: Settler) -> Step:
+    """Puts a message back as it was, whoever it is for."""
+    headers = delivery.message.get("headers") or {}
+    client, _, message_id = str(headers.get("ke") or "").partition(":")
+    args = [delivery.tag, "", "", client, message_id, "", scripts.CLIENT_TTL_S, 0, message_id, delivery.raw]
+    names = [delivery.inflight_key, delivery.queue_key, keys.dead_letters(pool)]
+    return Step("requeue", names, args, lambda _: settler.forget(delivery))
