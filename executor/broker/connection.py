@@ -128,9 +128,11 @@ def explain(address: BrokerAddress, error: BaseException) -> BrokerError:
     """
     from redis import exceptions
 
+    said_no = (exceptions.ResponseError, exceptions.AuthenticationError, exceptions.AuthorizationError)
+    for cause in _chain(error):  # redis-py wraps some of them in its ConnectionError
+        if isinstance(cause, said_no):
+            return BrokerRefused(_refused(address, str(cause)))
     text = str(error)
-    if isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.AuthorizationError):
-        return BrokerRefused(_refused(address, text))
     if isinstance(error, exceptions.BusyLoadingError):
         return BrokerUnavailable(f"The server at {address} is still loading its data. Try again in a moment.")
     if isinstance(error, exceptions.InvalidResponse) or "Protocol Error" in text:
@@ -151,7 +153,7 @@ def _options(address: BrokerAddress, client_name: str, answer_timeout_s: float) 
         "password": address.password,
         "db": address.db,
         "socket_timeout": answer_timeout_s,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, answer_timeout_s),
         "client_name": client_name,
         "protocol": 2,
     }
@@ -289,11 +291,20 @@ def _silent(address: BrokerAddress, cause: BaseException) -> str | None:
     from redis import exceptions
 
     if isinstance(cause, TimeoutError | exceptions.TimeoutError):
-        return f"No answer from {address} in time. Is the host reachable, no firewall in between? {_try(address)}"
+        hint = " Does the port speak TLS? If not, write redis://." if address.scheme == "rediss" else ""
+        return f"No answer from {address} in time. Is the host reachable, no firewall in between?{hint} {_try(address)}"
     if isinstance(cause, ConnectionResetError | BrokenPipeError) or "closed by server" in str(cause).lower():
-        hint = " If it speaks TLS, write rediss://." if address.scheme == "redis" else ""
-        return f"The server at {address} closed the connection without an answer.{hint} {_try(address)}"
+        return f"The server at {address} closed the connection without an answer.{_hint(address)} {_try(address)}"
     return None
+
+
+def _hint(address: BrokerAddress) -> str:
+    """What a closed connection often means; with TLS 1.3 a missing client certificate shows no other way."""
+    if address.scheme == "redis":
+        return " If it speaks TLS, write rediss://."
+    if address.tls is not None and address.tls.certfile is None:
+        return " If it wants a client certificate, add ?ssl_certfile=…&ssl_keyfile=… to the broker URL."
+    return ""
 
 
 def _tls_sentence(address: BrokerAddress, cause: ssl.SSLError) -> str:

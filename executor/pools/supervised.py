@@ -126,7 +126,7 @@ class Worker:
         """What to report; :attr:`restart_at` says when it starts again, None means never."""
         os.close(self._life)
         ready = os.path.exists(self.ready_file)
-        delay = None if end.code == EXIT_CONFIG and not ready else self.restarts.after(now - self.started_at, ready)
+        delay = None if end.code == EXIT_CONFIG else self.restarts.after(now - self.started_at, ready)
         self.restart_at = None if delay is None else now + delay
         report = {"pid": self.pid, "exit_code": end.code, "signal": end.signal, "output": embedded.log_tail(self.log)}
         self.pid = 0
