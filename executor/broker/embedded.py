@@ -40,6 +40,7 @@ lazyfree-lazy-user-del yes
 lazyfree-lazy-expire yes
 tcp-keepalive 60
 timeout 0
+set-proc-title no
 loglevel notice
 """
 
