@@ -1,7 +1,7 @@
 """Whatever dies, nothing stays behind: client, supervisor, worker and server killed in turn.
 
 The worker here is a stub that shows what a supervisor has to deal with: it has a child of its own which ignores
-SIGTERM and leads a session, and it ends when its life pipe does. ``test_real_worker`` has the real one.
+SIGTERM and leads a session, and it ends when its life pipe does. The last tests have the real one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from executor.broker import keys
 from executor.broker.address import BrokerAddress
-from executor.broker.connection import check
+from executor.broker.connection import check, connect_async
 from executor.errors import BrokerUnavailable, PoolBroken, PoolStartError
 from executor.pools.base import PoolState, WorkerDeath
 from executor.pools.local import LocalOptions, LocalPool
@@ -289,6 +291,20 @@ async def test_worker_killed_is_replaced_and_its_children_are_gone() -> None:
         await ready(pool)
 
 
+async def test_worker_killed_gets_its_obituary() -> None:
+    async with running() as pool, connect_async(pool.address) as redis:
+        host, worker = socket.gethostname(), await ready(pool)
+        known = {"it": (host, worker), "later": (host, worker + 1), "elsewhere": ("another-host", worker)}
+        entries = {name: json.dumps({"host": host, "pid": pid}) for name, (host, pid) in known.items()}
+        await redis.hset(keys.WORKERS, mapping=entries)
+        pool.kill_worker(worker)
+        async with asyncio.timeout(10.0):
+            while not (obituaries := await redis.hgetall(keys.OBITUARIES)):  # noqa: ASYNC110 - written elsewhere
+                await asyncio.sleep(0.01)
+        assert list(obituaries) == [b"it"]
+        assert json.loads(obituaries[b"it"])["reason"] == "SIGKILL"
+
+
 async def test_worker_killed_again_and_again_does_not_break_the_pool() -> None:
     async with running() as pool:
         for _ in range(4):
@@ -348,6 +364,7 @@ async def test_supervisor_survives_signals_to_everybody() -> None:
 
 # ── the end of the client ───────────────────────────────────────────────────────────────────────────────────────────
 
+STUB_ARGV = stub()
 CLIENT = """
 import asyncio, os, signal, sys, threading
 from executor.pools.local import LocalOptions, LocalPool
@@ -369,8 +386,8 @@ print("started")
 """
 
 
-def client(then: str, argv: Sequence[str] | None = None) -> str:
-    return CLIENT.format(argv=list(argv or stub()), then=then)
+def client(then: str, argv: Sequence[str] | None = STUB_ARGV) -> str:
+    return CLIENT.format(argv=argv, then=then)
 
 
 def all_gone(script: Script) -> None:
@@ -479,3 +496,17 @@ def test_no_warnings_from_start_to_end(tmp_path: Path) -> None:
     ran = run_script(tmp_path, "import warnings; warnings.simplefilter('error')\n" + script)
     assert ran.returncode == 0
     assert ran.stderr == ""
+
+
+# ── the real worker ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("who", ["client", "supervisor"])
+def test_real_worker_and_its_children_go_with_the(who: str, tmp_path: Path) -> None:
+    then = "print('supervisor', pool._supervisor.pid)\nloop.run_forever()"
+    with Script(tmp_path, client(then, None)) as script:
+        script.wait_output("supervisor")
+        assert len(script.descendants()) >= 4, "supervisor, server, worker and a child"
+        pid = script.pid if who == "client" else int(script.output().split()[-1])
+        os.kill(pid, signal.SIGKILL)
+        all_gone(script)
