@@ -99,7 +99,7 @@ def test_supervisor_imports_only_light_modules() -> None:
     code = "import sys; sys.path.append(sys.argv[1]); import executor.pools.supervisor; print(*sys.modules)"
     root = str(Path(__file__).parents[3])
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True, check=True)
-    heavy = {"asyncio", "subprocess", "logging", "dataclasses", "typing", "socket", "pathlib", "threading", "redis"}
+    heavy = {"asyncio", "subprocess", "logging", "dataclasses", "socket", "pathlib", "threading", "redis"}
     assert heavy.isdisjoint(ran.stdout.split())
 
 
