@@ -115,7 +115,7 @@ class Certificates:
         self.ca = directory / "ca.crt"
         self._openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.crt",
+            "-subj", "/CN=test authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "ca.key", "-out", "ca.crt",
         )  # fmt: skip
         self._issue("server", "subjectAltName=DNS:localhost")
         self._issue("client", "extendedKeyUsage=clientAuth")
@@ -128,7 +128,8 @@ class Certificates:
         ]  # fmt: skip
 
     def _issue(self, name: str, extension: str) -> None:
-        (self.directory / f"{name}.ext").write_text(extension)
+        identifiers = "authorityKeyIdentifier=keyid,issuer\nsubjectKeyIdentifier=hash\n"  # Python 3.13 insists on them
+        (self.directory / f"{name}.ext").write_text(identifiers + extension)
         self._openssl(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
             "-keyout", f"{name}.key", "-out", f"{name}.csr",
