@@ -49,6 +49,11 @@ class Exit:
         self.code = code if code >= 0 else None
         self.signal = _signal_name(-code) if code < 0 else None
 
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else ended it, the system's memory killer included."""
+        return self.signal in ("SIGKILL", "SIGTERM")
+
     def __str__(self) -> str:
         return f"exit code {self.code}" if self.signal is None else f"signal {self.signal}"
 

@@ -30,30 +30,41 @@ class Restarts:
         early: Deaths in a row before the process was ready.
     """
 
-    #: So many deaths in a row before ready are enough.
-    MOST_EARLY = 4
+    #: So many ends in a row before ready are enough, if the process ended by itself: about three seconds.
+    MOST_FAILED = 4
+    #: Likewise, if it was killed from outside (somebody's hand, or no memory): about half a minute.
+    MOST_EARLY = 12
     FIRST_DELAY_S = 0.1
     LONGEST_DELAY_S = 5.0
 
     def __init__(self) -> None:
         self.early = 0
+        self._failed = 0
         self._quick = 0
 
-    def after(self, lived_s: float, ready: bool) -> float | None:
+    def after(self, end: Exit, lived_s: float, ready: bool) -> float | None:
         """Seconds to wait before the next start, or None to give up.
 
         Args:
-            lived_s: How long the process lived.
+            end: How the process ended.
+            lived_s: How long it lived.
             ready: Whether it had come up.
         """
         settled = lived_s >= SETTLED_S
-        self.early = 0 if ready or settled else self.early + 1
-        if self.early >= self.MOST_EARLY:
+        if ready or settled:
+            self.early = self._failed = 0
+        else:
+            self.early += 1
+            self._failed += not end.killed
+        if self._failed >= self.MOST_FAILED or self.early >= self.MOST_EARLY:
             return None
         self._quick = 0 if settled else self._quick + 1
+        return self._delay_s()
+
+    def _delay_s(self) -> float:
         if self._quick <= 1:
             return 0.0
-        return min(self.FIRST_DELAY_S * 2.0 ** (self._quick - 2), self.LONGEST_DELAY_S)
+        return min(self.FIRST_DELAY_S * 2.0 ** min(self._quick - 2, 10), self.LONGEST_DELAY_S)
 
 
 class Server:
@@ -80,7 +91,7 @@ class Server:
         output = embedded.log_tail(self.plan.log_path)
         report = {"pid": self.pid, "exit_code": end.code, "signal": end.signal, "output": output}
         self.pid = 0
-        return report, self.restarts.after(now - self.started_at, self.ready)
+        return report, self.restarts.after(end, now - self.started_at, self.ready)
 
 
 class Worker:
@@ -126,7 +137,7 @@ class Worker:
         """What to report; :attr:`restart_at` says when it starts again, None means never."""
         os.close(self._life)
         ready = os.path.exists(self.ready_file)
-        delay = None if end.code == EXIT_CONFIG else self.restarts.after(now - self.started_at, ready)
+        delay = None if end.code == EXIT_CONFIG else self.restarts.after(end, now - self.started_at, ready)
         self.restart_at = None if delay is None else now + delay
         report = {"pid": self.pid, "exit_code": end.code, "signal": end.signal, "output": embedded.log_tail(self.log)}
         self.pid = 0

@@ -115,7 +115,8 @@ class Certificates:
         self.ca = directory / "ca.crt"
         self._openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", "/CN=test authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "ca.key", "-out", "ca.crt",
+            "-subj", "/CN=test authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+            "-keyout", "ca.key", "-out", "ca.crt",
         )  # fmt: skip
         self._issue("server", "subjectAltName=DNS:localhost")
         self._issue("client", "extendedKeyUsage=clientAuth")

@@ -16,14 +16,16 @@ from executor.pools.processes import Exit, remove_tree
 from executor.pools.supervised import Restarts, Worker
 from executor.pools.supervisor import Channel
 
+EXITED, KILLED, CRASHED = Exit(1 << 8), Exit(9), Exit(11)
+
 
 def test_restarts_at_once_the_first_time() -> None:
-    assert Restarts().after(lived_s=1.0, ready=True) == 0.0
+    assert Restarts().after(EXITED, lived_s=1.0, ready=True) == 0.0
 
 
 def test_restarts_wait_longer_each_time_up_to_a_limit() -> None:
     restarts = Restarts()
-    delays = [restarts.after(lived_s=1.0, ready=True) for _ in range(12)]
+    delays = [restarts.after(EXITED, lived_s=1.0, ready=True) for _ in range(3000)]
     assert delays[:5] == [0.0, 0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == Restarts.LONGEST_DELAY_S
 
@@ -31,22 +33,26 @@ def test_restarts_wait_longer_each_time_up_to_a_limit() -> None:
 def test_restarts_begin_anew_after_a_long_life() -> None:
     restarts = Restarts()
     for _ in range(5):
-        restarts.after(lived_s=1.0, ready=True)
-    assert restarts.after(lived_s=1000.0, ready=True) == 0.0
+        restarts.after(EXITED, lived_s=1.0, ready=True)
+    assert restarts.after(EXITED, lived_s=1000.0, ready=True) == 0.0
 
 
-def test_restarts_give_up_after_early_deaths_in_a_row() -> None:
+@pytest.mark.parametrize(
+    ("end", "most"), [(EXITED, Restarts.MOST_FAILED), (CRASHED, Restarts.MOST_FAILED), (KILLED, Restarts.MOST_EARLY)]
+)
+def test_restarts_give_up_after_early_deaths_in_a_row(end: Exit, most: int) -> None:
     restarts = Restarts()
-    delays = [restarts.after(lived_s=0.1, ready=False) for _ in range(Restarts.MOST_EARLY)]
+    delays = [restarts.after(end, lived_s=0.1, ready=False) for _ in range(most)]
     assert None not in delays[:-1]
     assert delays[-1] is None
+    assert sum(filter(None, delays)) < 30.0, "open futures must not wait longer than this"
 
 
 def test_restarts_never_give_up_on_a_worker_that_was_ready() -> None:
     restarts = Restarts()
     for _ in range(50):
-        restarts.after(lived_s=0.1, ready=False)
-        assert restarts.after(lived_s=0.1, ready=True) is not None
+        restarts.after(EXITED, lived_s=0.1, ready=False)
+        assert restarts.after(EXITED, lived_s=0.1, ready=True) is not None
 
 
 @pytest.mark.parametrize(
