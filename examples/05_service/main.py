@@ -76,17 +76,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="bands of the picture; 40 are all of it")
     options = parser.parse_args()
     bands = min(options.limit, 40)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the service end with us
 
     with redis_server(options.broker_url) as url:
         os.environ["SHOP_REDIS_URL"] = url  # for the service, and for the shop's app in the workers
         pool = PoolSpec(name="shop", max_workers=2, celery_app="shop.tasks:app", queues=["render", "thumbs"])
         with KubeExecutor(1, broker_url=url, pools=[pool]) as ex:
             begun = time.perf_counter()
-            call = ex.options(pool="shop").submit(sum, range(1000))  # calls of ours run in the same workers
+            ours = ex.options(pool="shop").submit(sum, range(1000)).result(timeout=30)  # in the same workers
+            print(f"A call of our own in the same pool: {ours:,}")
             with service(bands) as gallery:
                 finished = watch(gallery, bands, options.kill)
                 exit_code = gallery.wait()
-            print(f"A call of our own in the same pool: {call.result():,}")
             seconds = time.perf_counter() - begun
 
     done = Counter(picture["band"] for picture in finished)

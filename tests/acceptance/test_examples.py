@@ -54,7 +54,9 @@ def test_runs_cover_every_example() -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("example", "arguments", "expected"), RUNS, ids=lambda value: "".join(value)[:40])
+@pytest.mark.parametrize(
+    ("example", "arguments", "expected"), RUNS, ids=[" ".join([name, *rest]) for name, rest, _ in RUNS]
+)
 def test_example_runs(example: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
     assert re.search(expected, run(example, arguments, tmp_path))
 
