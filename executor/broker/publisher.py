@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executor.broker import keys
-from executor.broker.scripts import digest, source
+from executor.broker.replies import EntryId, entry_id
+from executor.broker.scripts import digest, runs_shebang, source
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -39,6 +40,7 @@ class Publisher:
         self._client = client
         self._functions: set[str] = set()
         self._batches = keys.batches(client)
+        self._shebang = False
 
     async def publish(self, messages: Sequence[Message], functions: Iterable[tuple[str, bytes]]) -> None:
         """Publish messages, and first the functions they name (digest and signed frame).
@@ -81,7 +83,7 @@ class Publisher:
             For each: ``"cancelled"``, ``"gone"``, or the id of the worker that has it.
         """
         pipe = self._redis.pipeline(transaction=False)
-        script = source("cancel", False)
+        script = source("cancel", self._shebang)
         for message, indexes in wanted:
             pipe.eval(script, 2, self._batches, keys.cancels(self._client), message, indexes, str(CLIENT_TTL_S))
         return [_text(reply) for reply in await pipe.execute()]
@@ -91,9 +93,10 @@ class Publisher:
         replies = await self._redis.hmget(self._batches, list(messages)) if messages else []
         return [None if reply is None else _text(reply) for reply in replies]
 
-    async def mark(self, number: int) -> None:
-        """Put a mark into this client's own reply stream: when it is read, all outcomes before it have been."""
-        await cast("Any", self._redis.execute_command)("XADD", keys.replies(self._client), "*", "s", str(number))
+    async def last_reply(self) -> EntryId | None:
+        """Id of the last entry in this client's reply stream, or None where there is none."""
+        found = await self._script("last_reply", [keys.replies(self._client)], [], shebang=self._shebang)
+        return None if found is None else entry_id(found)
 
     async def control(self, worker: str, text: str) -> None:
         """Leave a control message for a worker."""
@@ -102,18 +105,30 @@ class Publisher:
         pipe.expire(keys.control(worker), 60)
         await pipe.execute()
 
-    async def stay_alive(self) -> None:
-        """Renew the alive mark and whatever else belongs to this client."""
+    async def is_known(self) -> bool:
+        """Renew the alive mark; False where the server no longer has it, because it has lost its data."""
+        return bool(await self._redis.expire(keys.client(self._client), CLIENT_TTL_S))
+
+    async def stay_alive(self) -> bool:
+        """Renew the alive mark and whatever else belongs to this client.
+
+        Returns:
+            False where the mark had gone: the server has lost its data, or this is the first time.
+        """
+        known = await self.is_known()
+        if not known:  # only then: a full server refuses to set what it has already
+            await self._redis.set(keys.client(self._client), "1", ex=CLIENT_TTL_S)
         pipe = self._redis.pipeline(transaction=False)
-        pipe.set(keys.client(self._client), "1", ex=CLIENT_TTL_S)
         mine = (keys.replies(self._client), self._batches, keys.cancels(self._client))
         for key in (*mine, *(keys.function(self._client, name) for name in self._functions)):
             pipe.expire(key, CLIENT_TTL_S)
         await pipe.execute()
+        return known
 
     async def server_run(self) -> str:
         """Identifies one run of the server: it changes when the server restarts."""
         info = await self._redis.info("server")
+        self._shebang = runs_shebang(str(info["redis_version"]))
         return str(info["run_id"])
 
     async def leave(self) -> None:

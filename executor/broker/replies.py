@@ -22,6 +22,9 @@ COUNT = 256
 TRIM_COUNT, TRIM_BYTES = 256, 1024 * 1024
 _IDLE_BLOCK_MS = 200
 
+#: Milliseconds and number of a stream entry.
+EntryId = tuple[int, int]
+
 
 class Replies:
     """Reads one client's stream.
@@ -38,8 +41,13 @@ class Replies:
         self._untrimmed = 0
         self._untrimmed_bytes = 0
 
-    async def read(self) -> list[tuple[bytes, bytes]]:
-        """The next entries as (field, value): ``m`` a signed reply, ``s`` a mark of :meth:`Publisher.mark`.
+    @property
+    def position(self) -> EntryId:
+        """Id of the last entry read."""
+        return entry_id(self._last)
+
+    async def read(self) -> list[bytes]:
+        """The next signed replies, as they are.
 
         Empty when none came in time. What one call returned may be dropped by the next: deal with it first.
         """
@@ -52,15 +60,15 @@ class Replies:
                 await self._trim()
             return []
         entries: list[Any] = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        replies = [_field(fields) for _, fields in entries]
+        replies = [_value(fields) for _, fields in entries]
         self._last = _bytes(entries[-1][0])
         self._untrimmed += len(replies)
-        self._untrimmed_bytes += sum(len(value) for _, value in replies)
+        self._untrimmed_bytes += sum(map(len, replies))
         return replies
 
     async def _trim(self) -> None:
-        head, _, tail = self._last.partition(b"-")
-        await self._command("XTRIM", self._key, "MINID", head + b"-" + str(int(tail) + 1).encode())
+        milliseconds, number = self.position
+        await self._command("XTRIM", self._key, "MINID", f"{milliseconds}-{number + 1}")
         self._untrimmed = self._untrimmed_bytes = 0
 
     def rewind(self) -> None:
@@ -79,7 +87,11 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _field(fields: Any) -> tuple[bytes, bytes]:
-    pairs = list(fields.items()) if isinstance(fields, dict) else [(fields[0], fields[1])]
-    name, value = pairs[0]
-    return _bytes(name), _bytes(value)
+def _value(fields: Any) -> bytes:
+    return _bytes(next(iter(fields.values())) if isinstance(fields, dict) else fields[1])
+
+
+def entry_id(text: bytes | str) -> EntryId:
+    """The id of a stream entry, fit for comparing."""
+    milliseconds, _, number = _bytes(text).partition(b"-")
+    return int(milliseconds), int(number)

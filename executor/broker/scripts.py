@@ -46,7 +46,11 @@ def digest(name: str, shebang: bool = True) -> str:
 def knows_shebang(client: SupportsScripts) -> bool:
     """Whether the server behind ``client`` is 7.0 or later."""
     info = client.execute_command("INFO", "server")
-    version = str(info["redis_version"]) if isinstance(info, dict) else "7.0"
+    return runs_shebang(str(info["redis_version"]) if isinstance(info, dict) else "7.0")
+
+
+def runs_shebang(version: str) -> bool:
+    """Whether a server of this version understands the ``#!lua`` line."""
     return tuple(int(part) for part in version.split(".")[:2]) >= SHEBANG_VERSION
 
 

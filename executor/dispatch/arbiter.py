@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from executor.dispatch.future import CallFuture, running_loop
 if TYPE_CHECKING:
     from executor.dispatch.dispatcher import Dispatcher
     from executor.dispatch.lanes import Batch
+
+log = logging.getLogger("executor")
 
 #: A caller waits this long for the broker's word; without it, ``cancel()`` is False. Seconds.
 ANSWER_S = 1.0
@@ -37,6 +40,9 @@ class Arbiter:
             return self._dispatcher.loop.run(work, ANSWER_S) == 1
         except TimeoutError:
             return False
+        except Exception as error:
+            log.debug("the broker could not be asked to cancel: %s", error)
+            return False
 
     def refresh_running(self, future: CallFuture[Any]) -> None:
         """From any thread but an event loop's."""
@@ -44,8 +50,8 @@ class Arbiter:
             return
         try:
             self._dispatcher.loop.run(self._refresh_running(future), ANSWER_S)
-        except TimeoutError:
-            pass
+        except Exception as error:
+            log.debug("the broker could not be asked who has a call: %s", error)
 
     async def _refresh_running(self, future: CallFuture[Any]) -> None:
         batch = self._dispatcher.ledger.get(future.root or "")

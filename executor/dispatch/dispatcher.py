@@ -28,12 +28,12 @@ from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
 from executor.dispatch.lanes import Batch, Lane, outcome_segments
-from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken
+from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken, VersionMismatch
 from executor.stores.offload import unpacked
 from executor.wire import frame, outcome
 
 if TYPE_CHECKING:
-    from executor.broker.replies import Replies
+    from executor.broker.replies import EntryId, Replies
     from executor.dispatch.call_frames import CallFrames
     from executor.dispatch.future import CallFuture
     from executor.dispatch.loop_thread import LoopThread
@@ -44,6 +44,8 @@ log = logging.getLogger("executor")
 BROKER_TIMEOUT_S = 300.0
 #: After a server lost its data, workers that still run our calls say so within a lease; published again after that.
 RESTATE_S = 6.0
+#: While calls are out, how often the server is asked whether it still knows us, in seconds.
+CHECK_S = 2.0
 
 
 class Dispatcher:
@@ -81,12 +83,16 @@ class Dispatcher:
         self._outgoing: list[Batch] = []
         self._outgoing_ready = asyncio.Event()
         self._numbers = count()
-        self._marks: dict[int, asyncio.Future[None]] = {}
+        #: Who waits until the replies up to an id have been settled.
+        self._awaited: list[tuple[EntryId, asyncio.Future[None]]] = []
         self._timers = 0
         self._idle = asyncio.Event()
         #: Set whenever a batch has been settled, or all is lost.
         self.changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._recovery: asyncio.Task[None] | None = None
+        #: Replies up to this id have been settled.
+        self._settled: EntryId = (0, 0)
         self.broken: BaseException | None = None
         self.publisher: Publisher | None = None
         self._replies: Replies | None = None
@@ -139,9 +145,10 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Stop sending and reading; leave nothing of this client at the broker."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._recovery] if self._recovery is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
         if self.publisher is not None and self._replies is not None:
             try:
@@ -165,9 +172,7 @@ class Dispatcher:
             batch.lane.fail_batch(batch, error)
         self.ledger.clear()
         self._outgoing.clear()
-        for mark in self._marks.values():
-            if not mark.done():
-                mark.set_result(None)
+        self._settled_up_to(None)
         self._idle.set()
         self.changed.set()
 
@@ -256,7 +261,7 @@ class Dispatcher:
             except (RedisError, OSError) as error:
                 log.warning("Lost the broker while publishing: %s. Trying again.", error)
                 await self._reconnected()
-                batches = await self._not_at_broker(batches)
+                batches = [batch for batch, absent in await self._not_at_broker(batches) if absent == batch.messages()]
                 continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
@@ -274,22 +279,22 @@ class Dispatcher:
             (name, self.frames.function(function)) for name, function in functions.items() if not publisher.knows(name)
         ]
 
-    async def _not_at_broker(self, batches: list[Batch]) -> list[Batch]:
-        """Which of these batches have neither an outcome nor a message at the broker."""
-        missing: list[Batch] = []
+    async def _not_at_broker(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
+        """Which of these batches have calls with neither an outcome nor a message at the broker; and those messages."""
+        missing: list[tuple[Batch, list[str]]] = []
         asked = list(batches)
         while asked:
             names = [batch.messages() for batch in asked]
             holders = iter(await self._connected().holders([name for several in names for name in several]))
-            absent = [[next(holders) for _ in several].count(None) == len(several) for several in names]
+            absent = [[name for name in several if next(holders) is None] for several in names]
             await self.caught_up()
-            gone = [
-                (b, n)
-                for b, n, a in zip(asked, names, absent, strict=True)
-                if a and b.remaining and b.root in self.ledger
+            known = [
+                (batch, several, gone)
+                for batch, several, gone in zip(asked, names, absent, strict=True)
+                if gone and batch.remaining and batch.root in self.ledger
             ]
-            missing += [batch for batch, several in gone if batch.messages() == several]
-            asked = [batch for batch, several in gone if batch.messages() != several]  # requeued under another id
+            missing += [(batch, gone) for batch, several, gone in known if batch.messages() == several]
+            asked = [batch for batch, several, _ in known if batch.messages() != several]  # requeued under another id
         return missing
 
     # --- back -----------------------------------------------------------------------------------
@@ -300,58 +305,77 @@ class Dispatcher:
         assert self._replies is not None
         while True:
             try:
-                for field, value in await self._replies.read():
-                    self._on_entry(field, value)
+                for value in await self._replies.read():
+                    self._on_entry(value)
             except (RedisError, OSError) as error:
                 log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
                 now = await self._reconnected()
                 if now != run:
                     run = now
-                    self._replies.rewind()
-                    self._connected().forget()
-                    asyncio.get_running_loop().call_later(RESTATE_S, self._start_recovery)
+                    self._start_over()
+            self._settled_up_to(self._replies.position)
             self.flush()
 
-    def _start_recovery(self) -> None:
-        self._tasks.append(asyncio.create_task(self._guarded(self._recover)))
+    def _start_over(self) -> None:
+        """The server has restarted, or lost its data: nothing is certain that it was told."""
+        assert self._replies is not None
+        self._replies.rewind()
+        self._settled = (0, 0)
+        self._connected().forget()
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self._recovery = asyncio.create_task(self._guarded(self._recover))
 
     async def _recover(self) -> None:
-        """The server is a new one: what it has lost, and nobody runs, is published again."""
-        lost = await self._not_at_broker(list(self.ledger.values()))
+        """What the server has lost, and nobody runs, is published again."""
+        from redis.exceptions import RedisError
+
+        await asyncio.sleep(RESTATE_S)
+        while True:
+            try:
+                lost = await self._not_at_broker(list(self.ledger.values()))
+                break
+            except (RedisError, OSError) as error:
+                log.warning("Lost the broker while asking what it has lost: %s. Trying again.", error)
+                await self._reconnected()
         if lost:
-            log.warning("The broker has lost %d batches; publishing them again.", len(lost))
-        for batch in lost:
-            self._take_back(batch)
+            log.warning("The broker has lost calls of %d batches; publishing them again.", len(lost))
+        for batch, messages in lost:
+            self._take_back(batch, set(messages))
         self.flush()
 
-    def _take_back(self, batch: Batch) -> None:
-        if self.ledger.pop(batch.root, None) is None:
-            return
-        batch.lane.out -= 1
+    def _take_back(self, batch: Batch, lost: set[str]) -> None:
+        """Have the unsettled calls of lost messages wait in their lane again."""
         for index in range(batch.cargo.count - 1, -1, -1):
-            if not batch.settled[index]:
+            if batch.message_of(index) in lost and batch.settle(index, 1):
                 batch.lane.put_back(batch, index)
-        self.wake(batch.lane)
+        self._after(batch)
 
     async def caught_up(self) -> None:
         """Wait until every outcome has been settled that was at the broker when this was called."""
-        number = next(self._numbers)
-        mark = self._marks[number] = asyncio.get_running_loop().create_future()
-        try:
-            await self._connected().mark(number)
-            await mark
-        finally:
-            self._marks.pop(number, None)
-
-    def _on_entry(self, field: bytes, value: bytes) -> None:
-        if field == b"s":
-            mark = self._marks.get(int(value))
-            if mark is not None and not mark.done():
-                mark.set_result(None)
+        assert self._replies is not None
+        last = await self._connected().last_reply()
+        if last is None or last <= self._settled:
             return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.append((last, waiter))
+        await waiter
+
+    def _settled_up_to(self, position: EntryId | None) -> None:
+        """Replies up to this one have been dealt with; None: no more will be."""
+        self._settled = position or self._settled
+        waiting, self._awaited = self._awaited, []
+        for entry in waiting:
+            last, waiter = entry
+            if position is not None and last > position:
+                self._awaited.append(entry)
+            elif not waiter.done():
+                waiter.set_result(None)
+
+    def _on_entry(self, value: bytes) -> None:
         try:
             header, payload = frame.opened(self.frames.key, frame.REPLY, value)
-        except BadSignature as error:
+        except (BadSignature, VersionMismatch) as error:
             log.warning("Ignored a reply: %s", error)
             return
         self._on_reply(header, payload)
@@ -448,7 +472,8 @@ class Dispatcher:
         deadline, pause_s = time.monotonic() + BROKER_TIMEOUT_S, 0.05
         while True:
             try:
-                await self._connected().stay_alive()
+                if not await self._connected().stay_alive():
+                    self._start_over()
                 return await self._connected().server_run()
             except (RedisError, OSError) as error:
                 if time.monotonic() > deadline:
@@ -462,10 +487,17 @@ class Dispatcher:
     async def _stay_alive_forever(self) -> None:
         from redis.exceptions import RedisError
 
+        renewed = time.monotonic()
         while True:
-            await asyncio.sleep(CLIENT_TTL_S / 10)
+            await asyncio.sleep(CHECK_S)
+            due = time.monotonic() - renewed > CLIENT_TTL_S / 10
             try:
-                await self._connected().stay_alive()
+                if not due and not (self.ledger and not await self._connected().is_known()):
+                    continue
+                renewed = time.monotonic()
+                if not await self._connected().stay_alive():
+                    log.warning("The broker has lost its data.")
+                    self._start_over()
             except (RedisError, OSError) as error:
                 log.debug("no sign of life reached the broker: %s", error)
 
