@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -374,6 +376,24 @@ def environment(pid: int) -> dict[str, str]:
     """The environment a process was started with."""
     entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+@contextmanager
+def started(*args: Any, **kwargs: Any) -> Iterator[KubeExecutor]:
+    """A ``KubeExecutor`` for a ``with``; one that does not end in time is terminated, and that is an error."""
+    from executor import KubeExecutor
+
+    executor = KubeExecutor(*args, **kwargs).start()
+    try:
+        yield executor
+    finally:
+        ending = threading.Thread(target=executor.shutdown, daemon=True)
+        ending.start()
+        ending.join(DEADLINE_S)
+        if ending.is_alive():
+            executor.terminate()
+            ending.join(DEADLINE_S)
+            raise AssertionError("calls that were accepted were never settled")
 
 
 def broker_of(executor: KubeExecutor) -> redis.Redis:

@@ -12,7 +12,7 @@ import pytest
 
 from executor import KubeExecutor
 from executor.errors import CallTimeout, ChildCrashed, WorkerLost
-from tests.faults import Journal, alive, broker_of, ending, kill, noted
+from tests.faults import Journal, alive, broker_of, ending, kill, noted, started
 from tests.support import until
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[KubeExecutor]:
-    with KubeExecutor(max_workers=2) as one:
+    with started(max_workers=2) as one:
         yield one
 
 
