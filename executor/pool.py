@@ -18,9 +18,11 @@ iterable in ``imap`` does not keep other calls from starting.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -90,6 +92,7 @@ class Pool:
         self._deliveries = Deliveries()
         self._executor = KubeExecutor(self._processes, initializer=initializer, initargs=tuple(initargs), **options)
         self._state = RUN
+        _pools.add(self)
 
     def __repr__(self) -> str:
         cls = type(self)
@@ -278,6 +281,7 @@ class Pool:
             self._changed.wait_for(lambda: not self._jobs)
         self._executor.shutdown(wait=True)
         self._deliveries.stop(wait=True)
+        _pools.discard(self)
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -344,6 +348,23 @@ class Pool:
         # The plain one: a CallFuture would call back on a running event loop, which a Pool's user may be blocking.
         Future.add_done_callback(future, settle)
         return True
+
+
+#: Pools that may still have to be ended when the interpreter exits.
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _terminate_all() -> None:
+    """At the interpreter's exit a Pool drops what is pending, unlike an executor, as in the standard library."""
+    for pool in [*_pools]:
+        pool.terminate()
+
+
+# Registered after the executor's own, which is registered when it is imported; the last one is called first.
+try:
+    threading._register_atexit(_terminate_all)  # type: ignore[attr-defined]
+except (AttributeError, RuntimeError):
+    atexit.register(_terminate_all)
 
 
 def _checked_processes(processes: int | None) -> int:

@@ -17,13 +17,25 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from multiprocessing import TimeoutError  # the very class that callers of a Pool catch
+from multiprocessing.pool import MaybeEncodingError
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["ApplyResult", "AsyncResult", "Deliveries", "IMapIterator", "IMapUnorderedIterator", "Job", "MapResult"]
+from executor.errors import SerializationError
+
+__all__ = [
+    "ApplyResult",
+    "AsyncResult",
+    "Deliveries",
+    "IMapIterator",
+    "IMapUnorderedIterator",
+    "Job",
+    "MapResult",
+    "ResultEncodingError",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +50,27 @@ class Home(Protocol):
     def _leave(self, job: Job) -> None: ...
 
     def _deliver(self, work: Callable[[], None]) -> None: ...
+
+
+class ResultEncodingError(MaybeEncodingError, SerializationError):
+    """A result or an exception could not be pickled by the worker.
+
+    Attributes:
+        exc: Why, as text.
+        value: What it was, as text.
+    """
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        Exception.__init__(self, message)
+        self.details = dict(details or {})
+        self.value = str(self.details.get("result") or self.details.get("exception"))
+        self.exc = str(self.details.get("error") or message)
+
+    def __str__(self) -> str:
+        return f"Error sending result: {self.args[0]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.args[0], self.details))
 
 
 class Deliveries:
@@ -97,7 +130,7 @@ class Job:
         if future.cancelled():
             self._settle(index, False, CancelledError())
         elif (error := future.exception()) is not None:
-            self._settle(index, False, error)
+            self._settle(index, False, _as_pool_error(error))
         else:
             self._settle(index, True, future.result())
 
@@ -105,6 +138,12 @@ class Job:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool._leave(self)
+
+
+def _as_pool_error(error: BaseException) -> BaseException:
+    if type(error) is SerializationError and error.details.keys() & {"result", "exception"}:
+        return ResultEncodingError(str(error), error.details)
+    return error
 
 
 class AsyncResult(Job, Generic[T]):

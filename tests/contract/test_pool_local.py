@@ -1,0 +1,48 @@
+"""The contract of ``Pool``, bound to ours with worker processes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from executor import Pool
+from tests.contract import pool_contract
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    one = Pool(2)
+    yield one
+    one.terminate()
+    one.join()
+
+
+@pytest.fixture
+def make_pool() -> Callable[..., Pool]:
+    return Pool
+
+
+@pytest.fixture
+def pool_head() -> str:
+    return "from executor import Pool"
+
+
+class TestApply(pool_contract.ApplyContract):
+    pass
+
+
+class TestMap(pool_contract.MapContract):
+    pass
+
+
+class TestIMap(pool_contract.IMapContract):
+    pass
+
+
+class TestLife(pool_contract.LifeContract):
+    pass
+
+
+class TestScripts(pool_contract.PoolScriptContract):
+    pass
