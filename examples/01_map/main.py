@@ -193,7 +193,7 @@ def show_table(rows: list[tuple[str, ...]]) -> None:
         for cells in (HEADINGS, *rows):
             print(f"{cells[0]:<16}" + "".join(f"{cell:>11}" for cell in cells[1:]))
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title="Functions of Python's standard library")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="Functions of Python's standard library")
     for index, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True, max_width=None if index else 16)
     for cells in rows:
