@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -201,18 +202,40 @@ class Link:
         self.held = bytearray()
         self.lock = threading.Lock()
         self.silent = False
+        self.pumps: list[threading.Thread] = []
+        self._over, self._end = socket.socketpair()
+        self._reset = False
+        self._left = 2
+
+    def read(self, end: socket.socket) -> bytes:
+        """What one end says next; nothing at its end, or at the end of the link."""
+        ready, _, _ = select.select([end, self._over], [], [])
+        return b"" if self._over in ready else end.recv(1 << 16)
 
     def close(self, *, reset: bool = False) -> None:
         """Cut it, with FIN or with RST."""
+        self._reset = self._reset or reset
+        try:
+            self._end.send(b"!")
+        except OSError:
+            pass  # closed by then
+        for pump in self.pumps:
+            pump.join()
+
+    def left(self) -> None:
+        """One of the two pumps ends, and so shall the other; only the last one may close what both read."""
+        with self.lock:
+            self._left -= 1
+            last = not self._left
+        if not last:
+            self._end.send(b"!")
+            return
         for end in (self.near, self.far):
-            try:
-                if reset:
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                else:
-                    end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+            if self._reset:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             end.close()
+        self._over.close()
+        self._end.close()
 
 
 class Proxy:
@@ -306,22 +329,26 @@ class Proxy:
             end.settimeout(None)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = Link(near, far)
+        link.pumps = [
+            threading.Thread(target=self._pumped, args=(pump, link), daemon=True)
+            for pump in (self._to_server, self._to_client)
+        ]
         self._links.append(link)
-        for pump in (self._to_server, self._to_client):
-            threading.Thread(target=self._pumped, args=(pump, link), daemon=True).start()
+        for pump in link.pumps:
+            pump.start()
 
-    def _pumped(self, pump: Any, link: Link) -> None:
+    def _pumped(self, pump: Callable[[Link], None], link: Link) -> None:
         try:
             pump(link)
         except OSError:
             pass
         finally:
-            if link in self._links and not link.silent:
+            if link in self._links:
                 self._links.remove(link)
-                link.close()
+            link.left()
 
     def _to_server(self, link: Link) -> None:
-        while data := link.near.recv(1 << 16):
+        while data := link.read(link.near):
             if not link.name and (told := _NAME.search(data)):
                 link.name = told[1].decode()
             if not link.silent:
@@ -329,7 +356,7 @@ class Proxy:
                 link.far.sendall(data)
 
     def _to_client(self, link: Link) -> None:
-        while data := link.far.recv(1 << 16):
+        while data := link.read(link.far):
             self._delay()
             with link.lock:
                 if self._holding is not None and link.name.startswith(self._holding):
