@@ -38,8 +38,8 @@ MINIMUM_VERSION = (6, 2)
 #: Seconds to wait for a TCP connection and the TLS handshake.
 CONNECT_TIMEOUT_S = 5.0
 
-#: Seconds to wait for an answer; longer than any blocking read of ours.
-ANSWER_TIMEOUT_S = 30.0
+#: Seconds to wait for an answer, after which a connection counts as dead; longer than any blocking read of ours.
+ANSWER_TIMEOUT_S = 10.0
 
 CLIENT_NAME = "kube-executor"
 
