@@ -12,6 +12,7 @@ from celery.utils.imports import symbol_by_name
 from kombu import Exchange, Queue
 
 from executor.broker.address import BrokerAddress
+from executor.broker.reaping import client_name
 from executor.worker import transport
 from executor.worker.child_pool import ChildPool, HubCalls
 from executor.worker.config import WorkerConfig
@@ -68,7 +69,12 @@ def load_app(config: WorkerConfig) -> Any:
         _SETTINGS, broker_url=address.kombu_url, broker_read_url=transport.read_url(address.kombu_url)
     )
     options = dict(app.conf.broker_transport_options or {})
-    app.conf.broker_transport_options = {**options, "socket_timeout": transport.SOCKET_TIMEOUT_S, "health_check_interval": 0}
+    app.conf.broker_transport_options = {
+        **options,
+        "socket_timeout": transport.SOCKET_TIMEOUT_S,
+        "health_check_interval": 0,
+        "client_name": client_name(config.worker),
+    }
     return app
 
 

@@ -16,8 +16,9 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys, scripts
-from executor.wire import frame, outcome, segments
-from executor.wire.envelope import Envelope, encoded, message_id
+from executor.broker.requeueing import Replies, charged, dead_letter, take_away, worker_lost
+from executor.wire import outcome, segments
+from executor.wire.envelope import Envelope, encoded
 from executor.worker import pipe, runner, slots
 from executor.worker.settler import Step
 
@@ -72,10 +73,10 @@ class CallJob:
         self.settled = False
         self.id = envelope.id
         self.on_release: Callable[[], None] | None = None
-        self._payload, self._key, self._settler, self._pool = payload, key, settler, pool
+        self._payload, self._settler, self._pool = payload, settler, pool
+        self._answers = Replies(key, envelope, delivery.worker, os.getpid())
         self._next = envelope.first
         self._limit = envelope.end
-        self._recorded_done = self._recorded_end = ""
         self._cancelled = set(delivery.cancelled_indexes())
         self._newly_cancelled: set[int] = set()
         self._began = 0.0
@@ -140,19 +141,14 @@ class CallJob:
             if len(payload) > MAX_REPLY_BYTES:
                 form, refs, payload = pipe.OUTCOMES, None, _too_large(len(payload), count)
             kind = "values" if form == pipe.VALUES else "outcomes"
-            reply = self._reply(kind, payload, first=first, n=count, ns=ns, bufs=refs)
+            reply = self._answers.sealed(kind, payload, first=first, n=count, ns=ns, bufs=refs)
         self._settle(first, first + count, reply, complete)
 
     def _settle(self, first: int, end: int, reply: bytes, complete: bool) -> None:
         envelope = self.envelope
-        self._next, self._recorded_done = end, str(end)
+        self._next = end
         span = (envelope.first, first, end)
         self._settler.outcomes(self.delivery, envelope.client, self.id, span, reply, complete)
-
-    def _reply(self, kind: str, payload: bytes | memoryview = b"", **fields: Any) -> bytes:
-        worker = self.delivery.worker
-        header = {"root": self.envelope.root, "id": self.id, "worker": worker, "pid": os.getpid(), "kind": kind, **fields}
-        return frame.sealed(self._key, frame.REPLY, header, payload)
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -202,7 +198,7 @@ class CallJob:
     def _split(self, at: int) -> None:
         envelope = self.envelope
         rest = envelope._replace(first=at, end=self._limit)
-        note = self._reply("split", at=at, part=rest.id, end=self._limit)
+        note = self._answers.split(rest)
         names = [
             self.delivery.inflight_key,
             self.delivery.queue_key,
@@ -213,7 +209,7 @@ class CallJob:
         ]
         newly = ",".join(str(index) for index in sorted(self._newly_cancelled))
         args = [self.delivery.tag, at, encoded(rest), note, self.id, rest.id, scripts.CLIENT_TTL_S, newly]
-        self._limit, self._recorded_end = at, str(at)
+        self._limit = at
         self._settler.add(Step("split", names, args, lambda _: None))
 
     # --- cancelling ------------------------------------------------------------------------------
@@ -269,9 +265,7 @@ class CallJob:
         if self.settled:
             return
         self.settled = True
-        count = self._limit - self._next
-        payload = segments.join([error] * count)
-        reply = self._reply("outcomes", payload, first=self._next, n=count, ns=0, bufs=None)
+        reply = self._answers.outcomes(self._next, [error] * (self._limit - self._next))
         self._settle(self._next, self._limit, reply, complete=True)
 
     def _judge(self, child: ChildProcess, death: Death) -> None:
@@ -316,48 +310,15 @@ class CallJob:
         if error is None:
             messages.append(envelope._replace(first=running, end=running + 1, deaths=deaths or ()))
         else:
-            payload = segments.join([error])
-            replies.append(self._reply("outcomes", payload, first=running, n=1, ns=0, bufs=None))
+            replies.append(self._answers.outcomes(running, [error]))
         if running + 1 < self._limit:
             messages.append(envelope._replace(first=running + 1, end=self._limit))
-        letter = dead_letter(self.delivery.raw, envelope, running, deaths or (), self._pool) if bury else ""
+        letter = dead_letter(envelope, running, deaths or (), self._pool) if bury else ""
         self._take_away(messages, replies, letter)
 
-    def _take_away(self, messages: Sequence[Envelope], replies: list[bytes], letter: str) -> None:
-        for message in messages:
-            if message.id != self.id:
-                replies.append(self._reply("split", at=message.first, part=message.id, end=message.end))
-        step = requeue_step(
-            self.delivery, self.envelope, (self._recorded_done, self._recorded_end), messages, replies, letter, self._pool
-        )
-        self._settler.add(Step(*step, lambda _: self._settler.forget(self.delivery)))
-
-
-def requeue_step(
-    delivery: Delivery,
-    envelope: Envelope,
-    recorded: tuple[str, str],
-    messages: Sequence[Envelope],
-    replies: Sequence[bytes],
-    letter: str,
-    pool: str,
-) -> tuple[str, list[str], list[Any]]:
-    """Script, keys and arguments of ``requeue.lua`` for a call message.
-
-    Args:
-        delivery: The claimed message.
-        envelope: The same, taken apart.
-        recorded: ``done`` and ``end`` as they stand in the in-flight hash.
-        messages: What goes back to the queue, in order.
-        replies: Signed frames for the client.
-        letter: The dead letter, or nothing.
-        pool: Whose dead letters.
-    """
-    args: list[Any] = [delivery.tag, *recorded, envelope.client, envelope.id, letter, scripts.CLIENT_TTL_S, len(replies)]
-    args += replies
-    for message in reversed(messages):
-        args += (message.id, encoded(message))
-    return "requeue", [delivery.inflight_key, delivery.queue_key, keys.dead_letters(pool)], args
+    def _take_away(self, parts: Sequence[Envelope], replies: Sequence[bytes], letter: str) -> None:
+        script = take_away(self.delivery.entry(self._pool), self.envelope, self._answers, parts, replies, letter)
+        self._settler.add(Step(*script, lambda _: self._settler.forget(self.delivery)))
 
 
 def story_of(death: Death, worker: str) -> dict[str, Any]:
@@ -372,41 +333,6 @@ def story_of(death: Death, worker: str) -> dict[str, Any]:
         "output": death.output,
         "at": round(time.time(), 3),
     }
-
-
-def charged(deaths: Sequence[Mapping[str, Any]]) -> int:
-    """How many deaths count: those where it is known that this call ran."""
-    return sum(bool(death.get("charged", True)) for death in deaths)
-
-
-def worker_lost(deaths: Sequence[Mapping[str, Any]]) -> bytes:
-    """The outcome of a call that has been started often enough."""
-    counted = [death for death in deaths if death.get("charged", True)]
-    reasons = ", ".join(f"{death.get('reason')} on {death.get('host')}" for death in counted)
-    last = (counted[-1].get("output") or "").strip() if counted else ""
-    message = (
-        f"The call was started {len(counted)} time(s), and each time its process was killed from outside ({reasons}). "
-        "Likely causes: not enough memory, or a node that went away. It is kept among the dead letters."
-    )
-    return outcome.error("WorkerLost", f"{message} Last output:\n{last}" if last else message, {"deaths": list(deaths)})
-
-
-def dead_letter(raw: bytes, envelope: Envelope, index: int, deaths: Sequence[Mapping[str, Any]], pool: str) -> str:
-    """The JSON that is kept of a call given up."""
-    only = envelope._replace(first=index, end=index + 1, deaths=())
-    return json.dumps(
-        {
-            "id": message_id(envelope.root, index),
-            "client": envelope.client,
-            "task": "executor.call",
-            "index": index,
-            "queue": envelope.queue,
-            "pool": pool,
-            "deaths": list(deaths),
-            "at": round(time.time(), 3),
-            "raw": encoded(only),
-        }
-    )
 
 
 def _crashed(name: str, death: Death, story: Mapping[str, Any]) -> bytes:

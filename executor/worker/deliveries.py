@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor.broker import keys
+from executor.broker.reaping import GENERATION
+from executor.broker.requeueing import OWN, Entry
 from executor.wire import envelope
 
 
@@ -57,6 +59,10 @@ class Delivery:
     def inflight_key(self) -> str:
         return keys.inflight(self.worker)
 
+    def entry(self, pool: str) -> Entry:
+        """Its in-flight entry, as its own worker takes it away."""
+        return Entry(self.worker, self.tag, self.queue_key, OWN, pool)
+
     def cancelled_indexes(self) -> frozenset[int]:
         """The indexes in :attr:`cancelled`."""
         return frozenset(int(part) for part in self.cancelled.split(",") if part.isdecimal())
@@ -73,10 +79,16 @@ class Held:
 
     Attributes:
         worker: The worker's id of today. It takes a new one when the old one was reaped.
+        claimable: Whether the lease stands, so that messages may be claimed.
+        run_id: The server run that knows of everything held; None before the first.
+        next_tag: Number below the next tag.
+        settled_below: Tags below this have been seen by the hub; what is in flight there and not held, is astray.
     """
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
+        self.claimable = False
+        self.run_id: str | None = None
         self.next_tag = 0
         self.settled_below = 0
         self._generation = 0
@@ -120,7 +132,7 @@ class Held:
         """Take a new id; what is held under the old one is lost to others. Returns the new id."""
         with self._lock:
             self._generation += 1
-            self.worker = f"{self._base}.{self._generation}"
+            self.worker = f"{self._base}{GENERATION}{self._generation}"
             return self.worker
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from celery.platforms import SecurityWarning
 from executor.broker import keys, scripts
 from executor.broker.address import BrokerAddress
 from executor.broker.connection import connect_sync
+from executor.broker.reaping import client_name
 from executor.wire import frame, signing
 from executor.worker import app as worker_app
 from executor.worker import transport
@@ -86,7 +87,7 @@ class Program:
         return ChildProcess(self.config.setup(), self._capture)
 
     def _connect(self) -> Any:
-        return connect_sync(self._address, client_name=f"ke:{self.held.worker}", answer_timeout_s=5.0)
+        return connect_sync(self._address, client_name=client_name(self.held.worker), answer_timeout_s=5.0)
 
     def _acknowledge(self, delivery: Delivery) -> None:
         self.crew.post(lambda: self._settler.drop(delivery))
@@ -136,7 +137,6 @@ class Program:
 def give_back_step(delivery: Delivery, pool: str, settler: Settler) -> Step:
     """Puts a message back as it was, whoever it is for."""
     headers = delivery.message.get("headers") or {}
-    client, _, message_id = str(headers.get("ke") or "").partition(":")
-    args = [delivery.tag, "", "", client, message_id, "", scripts.CLIENT_TTL_S, 0, message_id, delivery.raw]
-    names = [delivery.inflight_key, delivery.queue_key, keys.dead_letters(pool)]
-    return Step("requeue", names, args, lambda _: settler.forget(delivery))
+    client, _, message = str(headers.get("ke") or "").partition(":")
+    script = delivery.entry(pool).requeue(client, message, "", [], [(message, delivery.raw)])
+    return Step(*script, lambda _: settler.forget(delivery))

@@ -157,8 +157,13 @@ class Settler:
 
     def _connected(self) -> redis.Redis:
         if self._client is None:
-            self._client = self._connect()
-            self._scripts = scripts.Scripts(self._client)
+            client = self._connect()
+            info = client.info("server")
+            if str(info["run_id"]) != self._held.run_id:
+                client.close()
+                raise RedisConnectionError("the lease is not stated to this server run yet")
+            self._scripts = scripts.Scripts(client, scripts.runs_shebang(str(info["redis_version"])))
+            self._client = client
         return self._client
 
     def _back_off(self, error: Exception) -> None:

@@ -100,7 +100,7 @@ class QoS(redis.QoS):
 
     def can_consume_max_estimate(self) -> int:
         consuming = current()
-        if consuming.draining:
+        if consuming.draining or not consuming.held.claimable:
             return 0
         waiting_for_eta = max(0, self.prefetch_count - self.channel.initial_prefetch)
         return max(0, consuming.capacity() + waiting_for_eta - consuming.held.occupying)

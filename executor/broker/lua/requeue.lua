@@ -3,15 +3,15 @@
 -- and what is given up is kept as a dead letter. Compare and set, in one step.
 --
 -- KEYS  1 in-flight hash, 2 list it came from, 3 dead letters
--- ARGV  1 tag, 2 'done' as seen ('' for none), 3 'end' as seen ('' for none), 4 client ('' for a plain Celery message),
+-- ARGV  1 tag, 2 'done' as seen ('' for none, '*' by its own worker), 3 'end' as seen (likewise), 4 client ('' if plain),
 --       5 id of the claimed message, 6 dead letter ('' for none), 7 ttl_s of a stream made here,
 --       8 number of replies, the signed replies, then id and text of each message, the last one first
 -- Returns 'OK', 'GONE' (someone else finished or took it) or 'CHANGED' (read it again).
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return 'GONE'
 end
-if (redis.call('HGET', KEYS[1], ARGV[1] .. ':done') or '') ~= ARGV[2]
-  or (redis.call('HGET', KEYS[1], ARGV[1] .. ':end') or '') ~= ARGV[3] then
+if ARGV[2] ~= '*' and ((redis.call('HGET', KEYS[1], ARGV[1] .. ':done') or '') ~= ARGV[2]
+  or (redis.call('HGET', KEYS[1], ARGV[1] .. ':end') or '') ~= ARGV[3]) then
   return 'CHANGED'
 end
 redis.call('HDEL', KEYS[1], ARGV[1], ARGV[1] .. ':done', ARGV[1] .. ':end')
