@@ -98,7 +98,7 @@ class Arbiter:
                 batch = batches[root]
                 if answer == "cancelled":
                     kept += sum(self._cancelled(batch, index, error) for index in indexes)
-                elif batch.cargo.count > 1:
+                elif batch.cargo.count > 1 or not batch.published:
                     wanted += [(batch, index) for index in indexes if not batch.settled[index]]
                 elif answer != "gone":
                     self._claimed(batch, indexes)

@@ -18,7 +18,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -27,10 +28,10 @@ from executor.broker import keys
 from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
-from executor.dispatch.lanes import Batch, Lane, outcome_segments
+from executor.dispatch.lanes import Batch, CallLane, Cargo, Lane, outcome_segments
 from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken, VersionMismatch
 from executor.stores.offload import unpacked
-from executor.wire import frame, outcome
+from executor.wire import frame, outcome, pickling
 
 if TYPE_CHECKING:
     from executor.broker.replies import EntryId, Replies
@@ -75,17 +76,20 @@ class Dispatcher:
         self._on_busy = on_busy
         self._busy = False
         #: Held while calls go from a lane into a batch, and while a call in a lane is cancelled.
-        self.lock = threading.Lock()
+        #: Re-entrant, for the finalizer or signal handler that shuts the executor down in the middle of it.
+        self.lock = threading.RLock()
         self.ledger: dict[str, Batch] = {}
         self._lanes: WeakSet[Lane] = WeakSet()
-        self._touched: list[Lane] = []
+        #: Lanes in which something may wait; user threads append, the loop thread takes. Never replaced.
+        self._touched: deque[Lane] = deque()
         self._wake_pending = False
         self._outgoing: list[Batch] = []
         self._outgoing_ready = asyncio.Event()
         self._numbers = count()
         #: Who waits until the replies up to an id have been settled.
-        self._awaited: list[tuple[EntryId, asyncio.Future[None]]] = []
-        self._timers = 0
+        self._awaited: list[tuple[EntryId, asyncio.Future[bool]]] = []
+        #: Calls in a pause, and what ends it.
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         #: Set whenever a batch has been settled, or all is lost.
         self.changed = asyncio.Event()
@@ -112,9 +116,11 @@ class Dispatcher:
     def cancel_one(self, future: CallFuture[Any]) -> bool:
         """See :meth:`CallFuture.cancel`."""
         with self.lock:
-            if future.root is None:
-                return future.mark_cancelled()
-        return self.arbiter.cancel_one(future)
+            here = future.root is None
+            ours = here and future.begin_cancel()
+        if ours:
+            future.finish_cancel()
+        return future.cancelled() if here else self.arbiter.cancel_one(future)
 
     def cancel_soon(self, futures: list[CallFuture[Any]]) -> None:
         """Cancel calls without waiting for the answer."""
@@ -158,6 +164,7 @@ class Dispatcher:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()
             await self._replies.close()
+        self.break_with(PoolBroken("The executor has been shut down."))  # whatever has slipped in since
 
     def break_with(self, error: BaseException) -> None:
         """Nothing will come any more: every future fails with ``error``, and so does every later submit."""
@@ -166,28 +173,33 @@ class Dispatcher:
         with self.lock:
             self.broken = error
             lanes = [*self._lanes]
-        for lane in [*lanes, *(batch.lane for batch in self.ledger.values())]:
-            lane.fail(error)
-        for batch in self.ledger.values():
-            batch.lane.fail_batch(batch, error)
+        batches = [*self.ledger.values()]
         self.ledger.clear()
         self._outgoing.clear()
-        self._settled_up_to(None)
+        for lane in {*lanes, *(batch.lane for batch in batches)}:
+            lane.fail(error)
+        for batch in batches:
+            batch.lane.fail_batch(batch, error)
+        for end_pause, timer in [*self._timers.items()]:
+            timer.cancel()
+            end_pause()
+        self._let_go(reached=True)
         self._idle.set()
         self.changed.set()
 
     def later(self, delay_s: float, lane: Lane, callback: Callable[[], None]) -> None:
         """Have something put into a lane after a pause; the lane counts as outstanding meanwhile."""
-        self._timers += 1
+        lane.paused += 1
 
         def fire() -> None:
-            self._timers -= 1
+            del self._timers[fire]
+            lane.paused -= 1
             callback()
             if self.broken is not None:
                 lane.fail(self.broken)
             self.wake(lane)
 
-        self.loop.loop.call_later(delay_s, fire)
+        self._timers[fire] = self.loop.loop.call_later(delay_s, fire)
 
     def adopt(self, lane: Lane) -> None:
         """Know a lane, so that its calls fail when all is lost. From any thread, under :attr:`lock`."""
@@ -207,16 +219,19 @@ class Dispatcher:
             if self.broken is not None:
                 self._fail_touched()
             return
-        touched, self._touched = self._touched, []
-        for lane in touched:
-            lane.listed = False
+        for lane in self._taken_touched():
             self._flush_lane(lane)
+        self.changed.set()
         self._note_busy()
 
+    def _taken_touched(self) -> Iterable[Lane]:
+        for _ in range(len(self._touched)):  # what is appended meanwhile brings a flush of its own
+            lane = self._touched.popleft()
+            lane.listed = False  # first: who appends from now on lists it again
+            yield lane
+
     def _fail_touched(self) -> None:
-        touched, self._touched = self._touched, []
-        for lane in touched:
-            lane.listed = False
+        for lane in self._taken_touched():
             lane.fail(self.broken or PoolBroken("The executor is gone."))
 
     def _flush_lane(self, lane: Lane) -> None:
@@ -224,37 +239,42 @@ class Dispatcher:
         while lane.backlog and batcher.messages_allowed(lane.out, slots):
             size = batcher.batch_size(lane.backlog, slots, lane.durations.seconds, lane.out, lane.chunksize)
             root = f"{self.client}-{next(self._numbers):x}"
-            with self.lock:
-                cargo = lane.take(size)
-                if cargo is None:
-                    continue
-                if cargo.kind == "calls":
-                    for index, future in enumerate(cargo.members):
-                        future.root, future.index = root, index
-            batch = Batch(root, lane, cargo, bytearray(cargo.count), cargo.count)
+            cargo = self._taken(lane, size, root)
+            if cargo is None:
+                continue
+            batch = Batch(root, lane, cargo, bytearray(cargo.count), cargo.count, restored=lane.missed_function)
             self.ledger[root] = batch
             lane.out += 1
             self._outgoing.append(batch)
             self._outgoing_ready.set()
+
+    def _taken(self, lane: Lane, size: int, root: str) -> Cargo | None:
+        if not isinstance(lane, CallLane):
+            return lane.take(size)  # its items are pickled now, by code of the user's: not under the lock
+        with self.lock:
+            cargo = lane.take(size)
+            for index, future in enumerate(cargo.members if cargo is not None else ()):
+                future.root, future.index = root, index
+        return cargo
 
     async def _publish_forever(self) -> None:
         while True:
             await self._outgoing_ready.wait()
             self._outgoing_ready.clear()
             batches, self._outgoing = self._outgoing, []
-            batches = [batch for batch in batches if batch.remaining and batch.root in self.ledger]
-            if batches:
-                await self._publish(batches)
+            await self._publish(batches)
 
     async def _publish(self, batches: list[Batch]) -> None:
         from redis.exceptions import RedisError, ResponseError
 
         publisher = self._connected()
         pause_s = 0.05
-        while batches:
+        while batches := [batch for batch in batches if batch.remaining and batch.root in self.ledger]:
             try:
                 messages = [self._message(batch) for batch in batches]
                 await publisher.publish(messages, self._new_functions(batches))
+                for batch in batches:
+                    batch.published = True
                 return
             except ResponseError as error:  # the server is full, or loading: nothing was taken
                 log.warning("The broker refuses new calls for now: %s. They wait here.", error)
@@ -262,7 +282,6 @@ class Dispatcher:
                 log.warning("Lost the broker while publishing: %s. Trying again.", error)
                 await self._reconnected()
                 batches = [batch for batch, absent in await self._not_at_broker(batches) if absent == batch.messages()]
-                continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
 
@@ -281,6 +300,17 @@ class Dispatcher:
 
     async def _not_at_broker(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
         """Which of these batches have calls with neither an outcome nor a message at the broker; and those messages."""
+        from redis.exceptions import RedisError
+
+        while True:
+            try:
+                return await self._asked_for(batches)
+            except (RedisError, OSError) as error:
+                log.warning("Lost the broker while asking what it has: %s. Trying again.", error)
+            await asyncio.sleep(0.05)
+            await self._reconnected()
+
+    async def _asked_for(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
         missing: list[tuple[Batch, list[str]]] = []
         asked = list(batches)
         while asked:
@@ -309,6 +339,7 @@ class Dispatcher:
                     self._on_entry(value)
             except (RedisError, OSError) as error:
                 log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
+                await asyncio.sleep(0.05)
                 now = await self._reconnected()
                 if now != run:
                     run = now
@@ -321,6 +352,7 @@ class Dispatcher:
         assert self._replies is not None
         self._replies.rewind()
         self._settled = (0, 0)
+        self._let_go(reached=False)
         self._connected().forget()
         if self._recovery is not None:
             self._recovery.cancel()
@@ -328,16 +360,8 @@ class Dispatcher:
 
     async def _recover(self) -> None:
         """What the server has lost, and nobody runs, is published again."""
-        from redis.exceptions import RedisError
-
         await asyncio.sleep(RESTATE_S)
-        while True:
-            try:
-                lost = await self._not_at_broker(list(self.ledger.values()))
-                break
-            except (RedisError, OSError) as error:
-                log.warning("Lost the broker while asking what it has lost: %s. Trying again.", error)
-                await self._reconnected()
+        lost = await self._not_at_broker([batch for batch in self.ledger.values() if batch.published])
         if lost:
             log.warning("The broker has lost calls of %d batches; publishing them again.", len(lost))
         for batch, messages in lost:
@@ -354,23 +378,29 @@ class Dispatcher:
     async def caught_up(self) -> None:
         """Wait until every outcome has been settled that was at the broker when this was called."""
         assert self._replies is not None
-        last = await self._connected().last_reply()
-        if last is None or last <= self._settled:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._awaited.append((last, waiter))
-        await waiter
+        reached = False
+        while not reached:
+            last = await self._connected().last_reply()
+            if last is None or last <= self._settled:
+                return
+            waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._awaited.append((last, waiter))
+            reached = await waiter
 
-    def _settled_up_to(self, position: EntryId | None) -> None:
-        """Replies up to this one have been dealt with; None: no more will be."""
-        self._settled = position or self._settled
+    def _settled_up_to(self, position: EntryId) -> None:
+        """Replies up to this one have been dealt with."""
+        self._settled = position
+        self._let_go(reached=True, position=position)
+
+    def _let_go(self, *, reached: bool, position: EntryId | None = None) -> None:
+        """Wake who waits for replies up to ``position``, or all: not reached means that the stream is another one."""
         waiting, self._awaited = self._awaited, []
         for entry in waiting:
             last, waiter = entry
             if position is not None and last > position:
                 self._awaited.append(entry)
             elif not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(reached)
 
     def _on_entry(self, value: bytes) -> None:
         try:
@@ -378,7 +408,10 @@ class Dispatcher:
         except (BadSignature, VersionMismatch) as error:
             log.warning("Ignored a reply: %s", error)
             return
-        self._on_reply(header, payload)
+        try:
+            self._on_reply(header, payload)
+        except Exception:
+            log.exception("Ignored a reply that makes no sense.")
 
     def _on_reply(self, header: dict[str, Any], payload: memoryview) -> None:
         if header["kind"] == "broken":
@@ -390,59 +423,60 @@ class Dispatcher:
         if header["kind"] == "split":
             batch.parts.append((header["at"], header["part"]))
             return
-        first, number = header["first"], header["n"]
-        if not batch.settle(first, number):
-            first, number, payload = self._unseen(batch, header, payload)
-        try:
-            if number:
-                self._settle(batch, header, first, number, payload)
-        except Exception as error:
-            log.exception("A reply could not be taken apart; its calls fail.")
-            batch.lane.fail_batch(batch, error)
-            batch.remaining = 0
+        self._deliver(batch, header, payload)
         self._after(batch)
 
-    def _unseen(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> tuple[int, int, memoryview]:
-        """Some of these outcomes are known: a call was cancelled, or ran a second time. Keep the others."""
-        if header["kind"] == "outcomes":
-            for offset, segment in enumerate(outcome_segments(payload, header["n"])):
-                if batch.settle(header["first"] + offset, 1):
-                    self._settle_one(batch, header, header["first"] + offset, offset, segment)
-        else:
-            for offset, value in enumerate(self._values(batch, header, payload)):
-                if batch.settle(header["first"] + offset, 1):
-                    batch.lane.on_values(batch, header["first"] + offset, [value])
-        return 0, 0, payload
-
-    def _settle(self, batch: Batch, header: dict[str, Any], first: int, number: int, payload: memoryview) -> None:
-        batch.lane.durations.add(header.get("ns", 0) / 1e9, number)
-        if header["kind"] == "values":
-            batch.lane.on_values(batch, first, self._values(batch, header, payload))
+    def _deliver(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> None:
+        """Settle the calls that a reply is about, each once: some may have been cancelled, or ran a second time."""
+        first, number = header["first"], header["n"]
+        whole = batch.settle(first, number)
+        fresh = range(number) if whole else [n for n in range(number) if batch.settle(first + n, 1)]
+        if ns := header.get("ns"):
+            batch.lane.durations.add(ns / 1e9, number)
+        try:
+            opened = self._opened(batch.lane, header, payload)
+        except BaseException as failure:  # code of the user's runs here, which must not end the loop thread
+            log.debug("A reply could not be opened.", exc_info=failure)
+            for offset in fresh:
+                batch.lane.on_outcome(batch, first + offset, pickling.load_error("A result", failure), None)
             return
-        for offset, segment in enumerate(outcome_segments(payload, number)):
-            self._settle_one(batch, header, first + offset, offset, segment)
+        if header["kind"] == "values":
+            batch.lane.missed_function = False
+            for start, values in [(0, opened)] if whole else [(offset, [opened[offset]]) for offset in fresh]:
+                batch.lane.on_values(batch, first + start, values)
+            return
+        for offset in fresh:
+            self._settle_one(batch, first + offset, opened[offset], header.get("bufs"), offset)
 
-    def _values(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> list[Any]:
-        values: list[Any] = unpacked(payload, header.get("bufs") or [], batch.lane.store, last=True)
+    def _opened(self, lane: Lane, header: dict[str, Any], payload: memoryview) -> Sequence[Any]:
+        """The values of a reply, or its outcomes, still closed."""
+        number = header["n"]
+        if header["kind"] != "values":
+            return outcome_segments(payload, number)
+        values: list[Any] = unpacked(payload, header.get("bufs") or [], lane.store, last=True)
+        if len(values) != number:
+            raise ValueError(f"a reply announces {number} values and holds {len(values)}")
         return values
 
-    def _settle_one(self, batch: Batch, header: dict[str, Any], index: int, offset: int, segment: memoryview) -> None:
-        buffers = header.get("bufs")
+    def _settle_one(self, batch: Batch, index: int, segment: memoryview, buffers: Any, offset: int) -> None:
+        lane = batch.lane
         if bytes(segment[:1]) == outcome.CANCELLED:
-            batch.lane.cancel_index(batch, index, None)
+            lane.cancel_index(batch, index, None)
             return
-        error, value = batch.lane.opened(segment, buffers[offset] if buffers else [])
-        if isinstance(error, FunctionMissing) and not batch.lane.missed_function:
-            batch.lane.missed_function = True  # asked of us once; a second time it is the user's to know
-            self._connected().forget(batch.lane.function.digest)
-            batch.lane.put_back(batch, index)
-            self.wake(batch.lane)
+        error, value = lane.opened(segment, buffers[offset] if buffers else [])
+        if isinstance(error, FunctionMissing) and not batch.restored:
+            lane.missed_function = True  # batches made from now on have it stored again; a second time is the user's
+            self._connected().forget(lane.function.digest)
+            lane.put_back(batch, index)
+            self.wake(lane)
             return
-        batch.lane.on_outcome(batch, index, error, value)
+        lane.missed_function = False
+        lane.on_outcome(batch, index, error, value)
 
     def _after(self, batch: Batch) -> None:
         if batch.remaining == 0 and self.ledger.pop(batch.root, None) is not None:
             batch.lane.out -= 1
+            batch.lane.forget(batch)
         if batch.lane.backlog:
             self.wake(batch.lane)
         self.changed.set()

@@ -9,6 +9,7 @@ A future without a condition has no waiters and no callbacks, and is settled und
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
+#: Re-entrant: a finalizer or a signal handler may ask a future in the middle of asking another.
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # the loop thread, which is not in the child, may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Lazy:
@@ -74,7 +84,7 @@ class CallFuture(Future[T]):
         Returns:
             False where the future was cancelled or settled before; then nothing changes.
         """
-        self.data, self.buffers = b"", None
+        self.data = b""
         with _lock:
             if "_condition" not in self.__dict__:
                 if self._state not in (PENDING, RUNNING):
@@ -98,13 +108,27 @@ class CallFuture(Future[T]):
 
     def mark_cancelled(self) -> bool:
         """The call will never run: to CANCELLED and on, so that ``wait`` and ``as_completed`` see it as done."""
-        if not super().cancel():
-            return False
+        if self.begin_cancel():
+            self.finish_cancel()
+        return self.cancelled()
+
+    def begin_cancel(self) -> bool:
+        """The first half of :meth:`mark_cancelled`: runs no code of the user's, so it may be done under a lock.
+
+        Returns:
+            Whether this changed the state: then :meth:`finish_cancel` must follow.
+        """
         with self._condition:
-            if self._state == CANCELLED_AND_NOTIFIED:
-                return True
-        self.set_running_or_notify_cancel()
-        return True
+            if self._state != PENDING:
+                return False
+            self._state = CANCELLED
+            self._condition.notify_all()
+            self.set_running_or_notify_cancel()
+            return True
+
+    def finish_cancel(self) -> None:
+        """The second half: the callbacks."""
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
 
     # --- asked by the user ----------------------------------------------------------------------
 

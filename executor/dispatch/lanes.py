@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.batcher import MAX_BYTES, Durations
-from executor.errors import CallExpired
+from executor.errors import BadSignature, CallExpired, SerializationError, VersionMismatch, WorkerLost
 from executor.stores.offload import blob_refs, unpacked
 from executor.tasks.call_options import CallOptions, retry_delay_s
 from executor.wire import outcome, pickling, segments
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from executor.dispatch.future import CallFuture
     from executor.stores.base import BlobStore
     from executor.wire.functions import PickledFunction
+
+#: A server takes strings up to 512 MiB; in base64 these are as many, and the envelope.
+MAX_CALL_BYTES = 380 * 1024 * 1024
+
+#: Never worth another attempt of ``retries``: deaths are counted by ``max_deliveries``, and the others will not mend.
+_FINAL = (WorkerLost, CallExpired, VersionMismatch, BadSignature)
 
 
 @dataclass(slots=True)
@@ -58,7 +65,8 @@ class Batch:
         settled: One byte for each call: 1 when its outcome is here.
         remaining: Calls without an outcome.
         parts: First index and message id of each part split off, in the order of their coming.
-        claimed: Whether a worker is known to have it.
+        published: Whether it is known to have come to the broker.
+        restored: Whether it was made after its function had been missing at the broker, and was stored again.
     """
 
     root: str
@@ -67,8 +75,8 @@ class Batch:
     settled: bytearray
     remaining: int
     parts: list[tuple[int, str]] = field(default_factory=list)
-    claimed: bool = False
-    certain: bool = True
+    published: bool = False
+    restored: bool = False
 
     def settle(self, first: int, count: int) -> bool:
         """Note outcomes as arrived; False where one of them had arrived before (then nothing changes)."""
@@ -102,8 +110,13 @@ class Lane(ABC):
         self, function: PickledFunction, options: CallOptions, durations: Durations, store: BlobStore | None
     ) -> None:
         self.function, self.options, self.durations, self.store = function, options, durations, store
+        #: Batches that are out.
         self.out = 0
+        #: Calls in a pause before they are run again.
+        self.paused = 0
+        #: Whether the dispatcher has been told that calls wait here.
         self.listed = False
+        #: Whether the function has been missing at the broker, and no call has run since.
         self.missed_function = False
         self.chunksize: int | None = 1 if options.max_deliveries == 1 else None
 
@@ -111,6 +124,11 @@ class Lane(ABC):
     @abstractmethod
     def backlog(self) -> int:
         """Calls that wait here."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is outstanding."""
+        return not (self.out or self.backlog or self.listed or self.paused)
 
     @abstractmethod
     def take(self, count: int) -> Cargo | None:
@@ -140,6 +158,13 @@ class Lane(ABC):
     def cancel_index(self, batch: Batch, index: int, error: BaseException | None) -> None:
         """A call that is out will not run: cancelled, or failed with ``error``."""
 
+    def forget(self, batch: Batch) -> None:  # noqa: B027 - single calls own their large values themselves
+        """All calls of a batch are settled: what it holds may go."""
+
+    def retriable(self, error: BaseException) -> bool:
+        """Whether the options ask for another attempt after this error: ``retries`` are for what a call raises."""
+        return isinstance(error, self.options.retry_on) and not isinstance(error, _FINAL)
+
     def opened(self, segment: memoryview, refs: Any) -> tuple[BaseException | None, Any]:
         """Open one outcome: ``(error, value)``."""
         status, body = bytes(segment[:1]), segment[1:]
@@ -148,10 +173,10 @@ class Lane(ABC):
                 return None, unpacked(body, refs, self.store, last=True)
             if status == outcome.EXCEPTION:
                 return pickling.exception_from(body), None
-        except Exception as failure:
+            return outcome.error_from(body), None
+        except BaseException as failure:  # code of the user's runs here, which must not end the loop thread
             what = "The result" if status == outcome.VALUE else "The exception of the call"
             return pickling.load_error(what, failure), None
-        return outcome.error_from(body), None
 
 
 class CallLane(Lane):
@@ -182,13 +207,22 @@ class CallLane(Lane):
         waiting = self.waiting
         while waiting and len(taken) < count and size < MAX_BYTES:
             future = waiting.popleft()
-            if not future.done():
+            if future.done():
+                self._release(future)
+            elif len(future.data) > MAX_CALL_BYTES:
+                self._later(0.0, self, partial(self._refuse, future))  # not now: the dispatcher's lock is held
+            else:
                 taken.append(future)
                 size += len(future.data)
         if not taken:
             return None
         buffers = [future.buffers or [] for future in taken] if any(future.buffers for future in taken) else None
         return Cargo("calls", len(taken), segments.join([future.data for future in taken]), buffers, taken)
+
+    def _refuse(self, future: CallFuture[Any]) -> None:
+        error = too_large(len(future.data))
+        self._release(future)
+        future.settle(None, error)
 
     def put_back(self, batch: Batch, index: int) -> None:
         """See :class:`Lane`."""
@@ -212,23 +246,26 @@ class CallLane(Lane):
         future.settle(value, error)
 
     def _retried(self, future: CallFuture[Any], error: BaseException) -> bool:
-        future.attempts += 1
-        if future.attempts > self.options.retries or not isinstance(error, self.options.retry_on) or future.done():
+        if future.attempts >= self.options.retries or not self.retriable(error) or future.done():
             return False
+        future.attempts += 1
         future.root = None
         pause = retry_delay_s(self.options, future.attempts, random.random())
         self._later(pause, self, lambda: self.waiting.append(future))
         return True
 
     def _release(self, future: CallFuture[Any]) -> None:
+        future.data = b""
         if future.buffers and self.store is not None:
             self.store.delete(blob_refs(future.buffers))
-            future.buffers = None
+        future.buffers = None
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Lane`."""
         while self.waiting:
-            self.waiting.popleft().settle(None, error)
+            future = self.waiting.popleft()
+            self._release(future)
+            future.settle(None, error)
 
     def fail_batch(self, batch: Batch, error: BaseException) -> None:
         """See :class:`Lane`."""
@@ -245,6 +282,14 @@ class CallLane(Lane):
             future.mark_cancelled()
         else:
             future.settle(None, error)
+
+
+def too_large(size: int) -> SerializationError:
+    """What a call gets that no server would take."""
+    return SerializationError(
+        f"The arguments of the call are {size:,} bytes, and a message to the broker holds {MAX_CALL_BYTES:,} at most. "
+        "Give the executor a store (store='file:///shared/directory') for large values, or send them in parts."
+    )
 
 
 def expired(seconds: float) -> CallExpired:

@@ -6,14 +6,15 @@ User threads and user loops only hand work over; so ``result()`` never blocks th
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger("executor")
 
 
 class LoopThread:
@@ -21,13 +22,19 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        while not self._ending:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):  # asyncio lets these through; nobody else may end this thread
+                log.exception("A callback tried to end the loop thread of the executor.")
         try:
-            self.loop.run_forever()
+            self.loop.run_until_complete(_cancel_the_rest())
         finally:
             self.loop.close()
 
@@ -36,8 +43,17 @@ class LoopThread:
         self.loop.call_soon_threadsafe(callback, *args)
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the loop; the future is for threads. From any thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run a coroutine on the loop; the future is for threads. From any thread.
+
+        Where the loop has ended, the future has a RuntimeError that says so.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError as error:
+            work.close()
+            ended: Future[T] = Future()
+            ended.set_exception(error)
+            return ended
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run a coroutine on the loop and wait for it; never from the loop itself.
@@ -57,9 +73,23 @@ class LoopThread:
         """Whether the caller is on this loop's thread."""
         return threading.current_thread() is self._thread
 
+    def end(self) -> None:
+        """Stop the loop, and wait for nothing. From any thread."""
+        self._ending = True
+        try:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        except RuntimeError:
+            pass  # it has ended
+
     def stop(self) -> None:
         """Stop the loop, and wait for its thread unless it is the caller's own."""
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            if not self.is_current:
-                self._thread.join()
+        self.end()
+        if not self.is_current:
+            self._thread.join()
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)

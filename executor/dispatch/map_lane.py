@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.batcher import MAX_BYTES, Durations
-from executor.dispatch.lanes import Batch, Cargo, Lane
+from executor.dispatch.lanes import MAX_CALL_BYTES, Batch, Cargo, Lane, too_large
 from executor.dispatch.map_result import Failed, MapState
 from executor.stores.offload import blob_refs, packed
 from executor.tasks.call_options import CallOptions, retry_delay_s
@@ -64,7 +64,7 @@ class MapLane(Lane):
 
     def add(self, first: int, items: list[Any]) -> None:
         """More input, from item number ``first`` on."""
-        if items:
+        if items and not self.state.closed:
             self._blocks.append(_Block(first, items))
             self._backlog += len(items)
 
@@ -88,12 +88,15 @@ class MapLane(Lane):
     def _packed(self, first: int, chunk: list[Any]) -> Cargo | None:
         try:
             payload, refs = packed(chunk, self.store)
-        except Exception as error:
+            if len(payload) > MAX_CALL_BYTES:
+                raise too_large(len(payload))
+        except BaseException as error:  # code of the user's runs here, which must not end the loop thread
             if len(chunk) == 1:
                 self._fill_failure(first, error)
             else:  # find the item that cannot travel; the others shall
-                for offset in range(len(chunk) - 1, -1, -1):
-                    self._blocks.appendleft(_Block(first + offset, [chunk[offset]]))
+                half = len(chunk) // 2
+                self._blocks.appendleft(_Block(first + half, chunk[half:]))
+                self._blocks.appendleft(_Block(first, chunk[:half]))
                 self._backlog += len(chunk)
             return None
         self._bytes_per_item = len(payload) / len(chunk)
@@ -109,7 +112,6 @@ class MapLane(Lane):
     def on_values(self, batch: Batch, first: int, values: list[Any]) -> None:
         """See :class:`Lane`."""
         self.state.fill(batch.cargo.members[0] + first, values)
-        self._release(batch)
 
     def on_outcome(self, batch: Batch, index: int, error: BaseException | None, value: Any) -> None:
         """See :class:`Lane`."""
@@ -120,16 +122,16 @@ class MapLane(Lane):
             self._fill_failure(item, error)
         else:
             self.state.fill(item, [value])
-        self._release(batch)
 
     def _fill_failure(self, item: int, error: BaseException) -> None:
         self.state.fill(item, [Failed(error)], failed=1)
 
     def _retried(self, item: int, argument: Any, error: BaseException) -> bool:
-        if not self.options.retries or not isinstance(error, self.options.retry_on):
+        if not self.options.retries or not self.retriable(error) or self.state.closed:
             return False
         attempt = self._attempts[item] = self._attempts.get(item, 0) + 1
         if attempt > self.options.retries:
+            del self._attempts[item]
             return False
         self._later(
             retry_delay_s(self.options, attempt, random.random()),
@@ -138,8 +140,9 @@ class MapLane(Lane):
         )
         return True
 
-    def _release(self, batch: Batch) -> None:
-        if not batch.remaining and batch.cargo.buffers and self.store is not None:
+    def forget(self, batch: Batch) -> None:
+        """See :class:`Lane`."""
+        if batch.cargo.buffers and self.store is not None:
             self.store.delete(blob_refs(batch.cargo.buffers))
 
     def fail(self, error: BaseException) -> None:
@@ -160,7 +163,21 @@ class MapLane(Lane):
         """See :class:`Lane`."""
         if error is not None:  # else its user has closed the run, and reads no more
             self._fill_failure(batch.cargo.members[0] + index, error)
-        self._release(batch)
+
+    def expire(self, end: int, error: BaseException) -> None:
+        """Input before item number ``end`` that has not been sent fails."""
+        kept: deque[_Block] = deque()
+        for block in self._blocks:
+            start = block.first + block.taken
+            stop = block.first + len(block.items)
+            late = max(0, min(stop, end) - start)
+            if late:
+                self.state.fill(start, [Failed(error)] * late, failed=late)
+                self._backlog -= late
+                block.taken += late
+            if block.taken < len(block.items):
+                kept.append(block)
+        self._blocks = kept
 
     def drop(self) -> None:
         """Forget the input that has not been sent."""

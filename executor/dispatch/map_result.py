@@ -7,15 +7,16 @@ The loop thread fills in slices as they arrive (:meth:`MapState.fill`); the user
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
-
-from executor.dispatch.future import running_loop
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger("executor")
 
 
 class Failed:
@@ -27,6 +28,16 @@ class Failed:
         self.error = error
 
 
+class Reporter(Protocol):
+    """Shows how far a run has come."""
+
+    def advance(self, done: int, failed: int) -> None:
+        """So many more items have an outcome; ``failed`` of them raised."""
+
+    def close(self) -> None:
+        """There is no more to come."""
+
+
 class MapState:
     """What has arrived, and who waits for it.
 
@@ -35,6 +46,7 @@ class MapState:
         total: Items in all; None until the input has ended.
         filled: Items that have an outcome.
         failed: Of these, those that raised.
+        closed: Nobody wants the rest.
     """
 
     def __init__(self, *, ordered: bool) -> None:
@@ -48,34 +60,50 @@ class MapState:
         self.total: int | None = None
         self.filled = 0
         self.failed = 0
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.closed = False
+        self._reporter: Reporter | None = None
 
     def fill(self, first: int, values: list[Any], failed: int = 0) -> None:
         """Outcomes of the items from ``first`` on; called once for each item."""
         with self._changed:
+            if self.closed:
+                return
             if self._ordered:
                 self._slices[first] = values
             else:
                 self._arrived.append(values)
             self.filled += len(values)
             self.failed += failed
-            listeners, self._listeners = self._listeners, []
             if not self._ordered or first == self._position:
                 self._changed.notify_all()
-        for listener in listeners:
-            listener()
-        if self.on_progress is not None:
-            self.on_progress(len(values), failed)
+            listeners, self._listeners = self._listeners, []
+        self._tell(listeners)
+        self._report(len(values), failed)
 
-    def show(self, reporter: Any) -> None:
-        """Report progress to ``reporter`` (``advance(done, failed)``, ``close()``) until all is there."""
-
-        def advance(done: int, failed: int) -> None:
+    def _report(self, done: int, failed: int) -> None:
+        reporter = self._reporter
+        if reporter is None:
+            return
+        try:
             reporter.advance(done, failed)
-            if self.total is not None and self.filled >= self.total:
+            if self.closed or (self.total is not None and self.filled >= self.total):
+                self._reporter = None
                 reporter.close()
+        except Exception as error:  # standard error may be closed: no reason to lose a result
+            self._reporter = None
+            log.warning("Progress is no longer shown: %r", error)
 
-        self.on_progress = advance
+    @staticmethod
+    def _tell(listeners: list[Callable[[], object]]) -> None:
+        for listener in listeners:
+            try:
+                listener()
+            except RuntimeError:
+                pass  # its event loop has been closed: nobody waits there any more
+
+    def show(self, reporter: Reporter) -> None:
+        """Report progress until all is there, or nobody wants the rest."""
+        self._reporter = reporter
 
     def end(self, total: int) -> None:
         """The input has ended after ``total`` items."""
@@ -83,8 +111,19 @@ class MapState:
             self.total = total
             self._changed.notify_all()
             listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            listener()
+        self._tell(listeners)
+        self._report(0, 0)
+
+    def close(self) -> None:
+        """Nobody wants the rest: whoever waits is told that there is no more, and what still arrives is dropped."""
+        with self._changed:
+            self.closed = True
+            self._slices.clear()
+            self._arrived.clear()
+            self._changed.notify_all()
+            listeners, self._listeners = self._listeners, []
+        self._tell(listeners)
+        self._report(0, 0)
 
     def next_slice(self) -> list[Any] | None:
         """The next values to hand out, or None where they have not arrived."""
@@ -103,7 +142,12 @@ class MapState:
 
     @property
     def exhausted(self) -> bool:
-        """Whether all there will ever be has been handed out."""
+        """Whether there is nothing more to hand out."""
+        return self.closed or self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the outcome of every item has been handed out."""
         return self.total is not None and self._position >= self.total
 
     def wait_slice(self, deadline: float | None) -> list[Any] | None:
@@ -129,12 +173,127 @@ class MapState:
         return not ready
 
 
+class _Run:
+    """What an iterator over a run needs; it knows no iterator, so that a dropped one is gone at once.
+
+    When nobody holds it any more, and results have been asked for, what has not started is given up.
+    """
+
+    def __init__(
+        self,
+        state: MapState,
+        timeout: float | None,
+        feed: Callable[[int], bool] | None,
+        feed_async: AsyncFeed | None,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.state, self.feed, self.feed_async, self._on_close = state, feed, feed_async, on_close
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.given = 0
+        self.begun = False
+
+    def close(self) -> None:
+        if self.state.closed:
+            return
+        complete = self.state.complete
+        self.state.close()
+        if self.feed_async is not None:
+            self.feed_async.close()
+        if not complete:
+            self._on_close()
+
+    def __del__(self) -> None:
+        if self.begun:
+            self.close()
+
+    # --- for threads ----------------------------------------------------------------------------
+
+    def results(self) -> Generator[Any, None, None]:
+        self.begun = True
+        try:
+            while (values := self._next_slice()) is not None:
+                if self.feed is None and self.state.failed == 0:
+                    yield from values
+                else:
+                    yield from self._one_by_one(values)
+        finally:
+            self.close()
+
+    def _one_by_one(self, values: list[Any]) -> Generator[Any, None, None]:
+        for value in values:
+            if type(value) is Failed:
+                raise value.error
+            self.given += 1
+            yield value
+            if self.feed is not None:
+                self.feed(self.given)
+
+    def _next_slice(self) -> list[Any] | None:
+        if self.feed is not None and not self.state.closed:
+            self.feed(self.given)
+        elif self.feed_async is not None:
+            raise TypeError("map() over an async iterable gives an async iterator: write `async for`.")
+        return self.state.wait_slice(self.deadline)
+
+    # --- for event loops ------------------------------------------------------------------------
+
+    async def next_slice(self) -> list[Any] | None:
+        self.begun = True
+        while True:
+            await self._fed()
+            values = self.state.next_slice()
+            if values is not None:
+                return values
+            if self.state.exhausted:
+                if self.feed_async is not None and not self.state.closed:
+                    self.feed_async.check()
+                return None
+            await self._changed()
+
+    async def _fed(self) -> None:
+        if self.state.closed:
+            return
+        if self.feed is not None:
+            self.feed(self.given)
+        if self.feed_async is not None:
+            await self.feed_async(self.given)
+
+    async def _changed(self) -> None:
+        loop = asyncio.get_running_loop()
+        changed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not changed.done():
+                changed.set_result(None)
+
+        if not self.state.listen(lambda: loop.call_soon_threadsafe(wake)):
+            return
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        try:
+            await asyncio.wait_for(changed, left)
+        except TimeoutError:
+            raise TimeoutError("the next result of map() did not arrive within its timeout=") from None
+
+
+class AsyncFeed(Protocol):
+    """Takes in input from an async iterable as results are given out."""
+
+    async def __call__(self, given: int) -> None:
+        """So many have been given out; begins at the first call."""
+
+    def check(self) -> None:
+        """Raise what the input raised, after the results of the items before it have been given out."""
+
+    def close(self) -> None:
+        """Take no more. From any thread."""
+
+
 class MapResult(Iterator[T], AsyncIterator[T], Generic[T]):
     """Results of ``ex.map``: iterate with ``for`` or ``async for``; ``close()`` gives up what has not started.
 
     Raises (at the item it belongs to): what the call raised; ``TimeoutError`` after ``timeout`` seconds from
     the call of ``map``. After an exception the iterator is finished and calls that have not started are
-    cancelled, as in the standard library.
+    cancelled, as in the standard library; so they are when it is dropped half way.
     """
 
     def __init__(
@@ -143,118 +302,51 @@ class MapResult(Iterator[T], AsyncIterator[T], Generic[T]):
         *,
         timeout: float | None,
         feed: Callable[[int], bool] | None,
-        feed_async: Callable[[int], Any] | None,
+        feed_async: AsyncFeed | None,
         on_close: Callable[[], None],
     ) -> None:
-        self._state = state
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._feed, self._feed_async, self._on_close = feed, feed_async, on_close
-        self._closed = False
-        self._given = 0
-        self._values: Any = self._generate()
+        self._run = _Run(state, timeout, feed, feed_async, on_close)
+        self._results = self._run.results()
         self._slice: list[Any] = []
         self._at = 0
 
     def __iter__(self) -> Iterator[T]:
-        return self._values  # type: ignore[no-any-return]  # a generator: twice as fast as calling __next__ here for each item
+        return self._results  # a generator: twice as fast as calling __next__ here for each item
 
     def __next__(self) -> T:
-        return next(self._values)  # type: ignore[no-any-return]
-
-    def _generate(self) -> Generator[T, None, None]:
-        try:
-            while True:
-                values = self._next_slice()
-                if values is None:
-                    break
-                yield from self._handed_out(values)
-        finally:
-            self.close()
-
-    def _handed_out(self, values: list[Any]) -> Generator[T, None, None]:
-        if self._feed is None:
-            if self._state.failed == 0:
-                yield from values
-                return
-            for value in values:
-                if type(value) is Failed:
-                    raise _raised(value)
-                yield value
-            return
-        for value in values:
-            if type(value) is Failed:
-                raise _raised(value)
-            self._given += 1
-            yield value
-            self._feed(self._given)
-
-    def _next_slice(self) -> list[Any] | None:
-        if self._feed is not None:
-            self._feed(self._given)
-        elif self._feed_async is not None:
-            raise TypeError("map() over an async iterable gives an async iterator: write `async for`.")
-        return self._state.wait_slice(self._deadline)
+        return next(self._results)  # type: ignore[no-any-return]
 
     def __aiter__(self) -> MapResult[T]:
         return self
 
     async def __anext__(self) -> T:
-        while self._at >= len(self._slice):
-            values = None if self._closed else await self._next_slice_async()
-            if values is None:
-                self.close()
-                raise StopAsyncIteration
-            self._slice, self._at = values, 0
-        value = self._slice[self._at]
-        self._at += 1
-        self._given += 1
-        if type(value) is Failed:
-            self.close()
-            raise _raised(value)
-        return value  # type: ignore[no-any-return]
-
-    async def _next_slice_async(self) -> list[Any] | None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._feed is not None:
-                self._feed(self._given)
-            if self._feed_async is not None:
-                await self._feed_async(self._given)
-            values = self._state.next_slice()
-            if values is not None or self._state.exhausted:
-                return values
-            await self._changed(loop)
-
-    async def _changed(self, loop: asyncio.AbstractEventLoop) -> None:
-        changed: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not changed.done():
-                changed.set_result(None)
-
-        if not self._state.listen(lambda: loop.call_soon_threadsafe(wake)):
-            return
-        left = None if self._deadline is None else self._deadline - time.monotonic()
         try:
-            await asyncio.wait_for(changed, left)
-        except TimeoutError:
+            while self._at >= len(self._slice):
+                values = await self._run.next_slice()
+                if values is None:
+                    raise StopAsyncIteration
+                self._slice, self._at = values, 0
+            if self._run.state.closed:
+                raise StopAsyncIteration
+            value = self._slice[self._at]
+            self._at += 1
+            self._run.given += 1
+            if type(value) is Failed:
+                raise value.error
+        except Exception:  # but not CancelledError: who waits with a timeout may ask again
             self.close()
-            raise TimeoutError("the next result of map() did not arrive within its timeout=") from None
+            raise
+        return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Give up: calls that have not started will not run. Iterating further ends at once."""
-        if self._closed:
-            return
-        self._closed = True
-        if not self._state.exhausted:
-            self._on_close()
-        if running_loop() is None and not self._values.gi_running:
-            self._values.close()
+        self._run.close()
+        if not self._results.gi_running:
+            try:
+                self._results.close()
+            except ValueError:
+                pass  # another thread iterates just now, and finds the end
 
     async def aclose(self) -> None:
         """As :meth:`close`."""
         self.close()
-
-
-def _raised(failed: Failed) -> BaseException:
-    return failed.error

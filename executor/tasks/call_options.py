@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from operator import index
 from typing import Any
 
 from executor.tasks.pool_spec import DEFAULT_POOL
@@ -42,19 +44,55 @@ class CallOptions:
 
     def __post_init__(self) -> None:
         for field in ("timeout", "expires"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
+            value = self._seconds(field)
+            if value is not None and not 0 < value < inf:
                 raise ValueError(f"{field}={value!r} must be a number of seconds above 0, or None.")
-        if self.retries < 0 or self.backoff < 0:
-            raise ValueError(f"retries={self.retries!r} and backoff={self.backoff!r} must not be negative.")
+        for field in ("retries", "max_deliveries", "priority"):
+            self._whole(field)
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries!r} must not be negative.")
+        backoff = self._seconds("backoff")
+        if backoff is None or not 0 <= backoff < inf:
+            raise ValueError(f"backoff={backoff!r} must be a number of seconds, and not negative.")
         if self.max_deliveries < 1:
             raise ValueError(f"max_deliveries={self.max_deliveries!r} must be 1 (at most once) or more.")
         if not 0 <= self.priority <= 9:
             raise ValueError(f"priority={self.priority!r} must be from 0 (first) to 9 (last).")
-        if isinstance(self.retry_on, type):
-            object.__setattr__(self, "retry_on", (self.retry_on,))
-        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.retry_on):
+        for field, value in (("pool", self.pool), ("name", self.name or "")):
+            if not isinstance(value, str):
+                raise TypeError(f"{field}={value!r} must be a string.")
+        self._exception_types()
+
+    def _seconds(self, field: str) -> float | None:
+        """A field as a plain float: it travels as JSON, which knows no NumPy."""
+        value = getattr(self, field)
+        if value is None:
+            return None
+        if isinstance(value, str | bytes):
+            raise TypeError(f"{field}={value!r} must be a number of seconds.")
+        try:
+            seconds = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{field}={value!r} must be a number of seconds.") from None
+        object.__setattr__(self, field, seconds)
+        return seconds
+
+    def _whole(self, field: str) -> None:
+        value = getattr(self, field)
+        try:
+            object.__setattr__(self, field, index(value))
+        except TypeError:
+            raise TypeError(f"{field}={value!r} must be a whole number.") from None
+
+    def _exception_types(self) -> None:
+        wanted = (self.retry_on,) if isinstance(self.retry_on, type) else self.retry_on
+        try:
+            kinds = tuple(wanted)
+        except TypeError:
+            kinds = (None,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
             raise TypeError(f"retry_on={self.retry_on!r} must hold exception types.")
+        object.__setattr__(self, "retry_on", kinds)
 
 
 def retry_delay_s(options: CallOptions, attempt: int, random: float) -> float:
@@ -65,5 +103,5 @@ def retry_delay_s(options: CallOptions, attempt: int, random: float) -> float:
         attempt: Attempts that have raised, from 1.
         random: From 0 to 1.
     """
-    delay: float = min(60.0, options.backoff * 2.0 ** (attempt - 1))
+    delay: float = min(60.0, options.backoff * 2.0 ** min(attempt - 1, 1000))
     return delay * (0.5 + random / 2)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from executor.tasks.resources import Resources
 
 #: A DNS label, since pools name Kubernetes objects too.
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
-_APP = re.compile(r"^[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?$")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+_APP = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?")
 
 #: The pool that calls go to when nothing else is said.
 DEFAULT_POOL = "default"
@@ -29,7 +29,7 @@ class PoolSpec:
         resources: Of one worker; has no effect on local processes.
 
     Raises:
-        ValueError: A field does not make sense; names it.
+        ValueError, TypeError: A field does not make sense; names it.
     """
 
     name: str = DEFAULT_POOL
@@ -39,15 +39,19 @@ class PoolSpec:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"name={self.name!r}: a pool's name has lower-case letters, digits and dashes, at most 40."
             )
+        if self.max_workers is not None and not isinstance(self.max_workers, int):
+            raise TypeError(f"max_workers={self.max_workers!r} must be a whole number or None.")
         if self.max_workers is not None and self.max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if isinstance(self.queues, str):
             raise ValueError(f"queues={self.queues!r} is a string; write queues=[{self.queues!r}].")
-        if self.celery_app is not None and not _APP.match(self.celery_app):
+        if any(not isinstance(queue, str) or not queue for queue in self.queues):
+            raise ValueError(f"queues={list(self.queues)!r} must hold names of Celery queues.")
+        if self.celery_app is not None and not (isinstance(self.celery_app, str) and _APP.fullmatch(self.celery_app)):
             raise ValueError(
                 f"celery_app={self.celery_app!r}: write it as 'package.module:app', as `celery -A` takes it."
             )

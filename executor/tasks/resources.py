@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-_QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?", re.ASCII)
 _FACTORS = {
     "m": Decimal("0.001"),
     "": Decimal(1),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTP", 1)},
-    **{unit + "i": Decimal(1024) ** power for power, unit in enumerate("KMGTP", 1)},
+    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)},
+    **{unit + "i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
 }
 
 
@@ -19,13 +19,13 @@ def quantity(text: str | int | float, field: str = "quantity") -> Decimal:
     """Parse a Kubernetes quantity: ``"500m"`` → 0.5, ``"2Gi"`` → 2147483648.
 
     Args:
-        text: Digits with an optional suffix (m, k, M, G, T, P, Ki, Mi, Gi, Ti, Pi); numbers are taken as they are.
+        text: Digits with an optional suffix (m, k to E, Ki to Ei); numbers are taken as they are.
         field: Named in the error.
 
     Raises:
         ValueError: It does not parse.
     """
-    match = _QUANTITY.match(str(text).strip())
+    match = _QUANTITY.fullmatch(str(text).strip())
     if match is None:
         raise ValueError(
             f"{field}={text!r} is not a quantity. Write it as Kubernetes does: '500m', '2', '512Mi', '4Gi'."

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from executor.wire import pickling
 from executor.wire.signing import content_digest
 
-_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), type(...), range, ModuleType, BuiltinFunctionType)
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), type(...), range)
 #: Functions referenced by functions: how deep their own parts are compared.
 _MAX_DEPTH = 8
 
@@ -66,15 +66,15 @@ class FunctionCache:
         return fresh
 
 
-def is_importable(function: FunctionType) -> bool:
-    """Whether another process finds the same function by its module and name."""
-    module = function.__module__
-    if module == "__main__" or _registered_by_value(module):
+def is_importable(thing: FunctionType | type) -> bool:
+    """Whether another process finds the same function or class by its module and name."""
+    module = thing.__module__
+    if not isinstance(module, str) or module == "__main__" or _registered_by_value(module):
         return False
     found: Any = sys.modules.get(module)
-    for name in function.__qualname__.split("."):
+    for name in thing.__qualname__.split("."):
         found = getattr(found, name, None)
-    return found is function
+    return found is thing
 
 
 def _registered_by_value(module: str) -> bool:
@@ -100,22 +100,33 @@ def _collect(function: FunctionType, parts: list[object], seen: set[int], depth:
     if depth > _MAX_DEPTH or function.__dict__:
         return False
     seen.add(id(function))
-    parts += (function.__code__, function.__name__, function.__doc__)  # not the function: the cache must let go of it
-    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    parts.append(function.__kwdefaults__ and tuple(function.__kwdefaults__))
+    # Not the function itself: the cache must let go of it.
+    parts += (function.__code__, function.__name__, function.__qualname__, function.__module__, function.__doc__)
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        parts += (name, annotation)
+    defaults, keywords = function.__defaults__ or (), function.__kwdefaults__ or {}
+    parts += (len(defaults), len(keywords), *keywords)
+    values = [*defaults, *keywords.values()]
     try:
         values += [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError:  # an empty cell will be filled later
         return False
     namespace = function.__globals__
-    values += [namespace[name] for name in _names(function.__code__) if name in namespace]
+    found = [name for name in _names(function.__code__) if name in namespace]
+    parts += found
+    values += [namespace[name] for name in found]
     return all(_collect_value(value, parts, seen, depth) for value in values)
 
 
 def _collect_value(value: object, parts: list[object], seen: set[int], depth: int) -> bool:
-    if isinstance(value, _IMMUTABLE) and type(value) in _IMMUTABLE:
+    if type(value) in _IMMUTABLE:
         parts.append(value)
         return True
+    if isinstance(value, ModuleType):
+        return _collect_module(value, parts)
+    if type(value) is BuiltinFunctionType:  # ``items.append`` is one, and travels with its list
+        parts.append(value)
+        return value.__self__ is None or isinstance(value.__self__, ModuleType)
     if type(value) is tuple:
         parts.append(value)
         return all(_collect_value(item, parts, seen, depth) for item in value)
@@ -126,8 +137,16 @@ def _collect_value(value: object, parts: list[object], seen: set[int], depth: in
         return _collect(value, parts, seen, depth + 1)
     if isinstance(value, type):
         parts.append(value)
-        return value.__module__ != "__main__" and not _registered_by_value(value.__module__)
+        return is_importable(value)
     return False
+
+
+def _collect_module(module: ModuleType, parts: list[object]) -> bool:
+    parts.append(module)
+    if "__path__" in module.__dict__:  # a package travels with those of its modules that have been imported by now
+        parts.append(len(sys.modules))
+    name = module.__name__
+    return sys.modules.get(name) is module and not _registered_by_value(name)
 
 
 #: By ``id``, checked by identity: hashing a code object costs more than looking at it.

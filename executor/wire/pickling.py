@@ -83,13 +83,22 @@ def exception_outcome(error: BaseException) -> bytes:
         data = _exception_pickle(error)
         loads(data)
     except Exception as failure:
+        said = _text(error)
         return outcome.error(
             "SerializationError",
-            f"The call raised {type(error).__qualname__}: {error}\nand this exception cannot travel: {failure!r}. "
+            f"The call raised {type(error).__qualname__}: {said}\n"
+            f"and this exception cannot travel: {type(failure).__name__}: {_text(failure)}. "
             "Give it a constructor that accepts its own .args, or raise a plain exception.",
-            {"exception": type(error).__qualname__, "text": str(error), "traceback": text},
+            {"exception": type(error).__qualname__, "text": said, "traceback": text},
         )
     return outcome.exception(data, text)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is broken
+        return f"<{type(error).__qualname__} without a text>"
 
 
 def exception_from(body: bytes | memoryview) -> BaseException:
@@ -107,7 +116,7 @@ def exception_from(body: bytes | memoryview) -> BaseException:
 def load_error(what: str, failure: BaseException) -> SerializationError:
     """What to raise where bytes arrived well but cannot be opened here."""
     wrapped = SerializationError(
-        f"{what} cannot be unpickled here: {type(failure).__name__}: {failure}. "
+        f"{what} cannot be unpickled here: {type(failure).__name__}: {_text(failure)}. "
         "Its module must be importable on both sides with the same version."
     )
     wrapped.__cause__ = failure
