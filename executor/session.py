@@ -7,6 +7,7 @@ holds any more can be told from one in use.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import threading
@@ -21,7 +22,7 @@ from executor.dispatch.batcher import Durations
 from executor.dispatch.call_frames import CallFrames
 from executor.dispatch.dispatcher import Dispatcher
 from executor.dispatch.future import CallFuture, running_loop
-from executor.dispatch.lanes import CallLane, Lane, expired
+from executor.dispatch.lanes import Batch, CallLane, Lane, expired
 from executor.dispatch.loop_thread import LoopThread
 from executor.dispatch.map_lane import MapLane
 from executor.errors import KubeExecutorError, PoolBroken
@@ -31,6 +32,8 @@ from executor.wire.functions import FunctionCache, PickledFunction
 if TYPE_CHECKING:
     from executor.pools.base import WorkerPool
     from executor.tasks.call_options import CallOptions
+
+log = logging.getLogger("executor")
 
 #: Functions whose durations and lanes are remembered at a time.
 _MAX_FUNCTIONS = 4096
@@ -63,7 +66,7 @@ class Session:
         self._durations: dict[str, Durations] = {}
         self._on_busy = on_busy
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may close what is just being closed
         self._starting: Future[None] | None = None
         self._stopping: Future[None] | None = None
         self._loop: LoopThread | None = None
@@ -83,6 +86,7 @@ class Session:
         self._check_process()
         with self._lock:
             if self._starting is None:
+                self.check_open()
                 self._loop = LoopThread(f"executor-{self.client}")
                 frames = CallFrames(self.key, self.client)
                 self._dispatcher = Dispatcher(self._loop, frames, self._slots, self._queue, self._on_busy)
@@ -140,23 +144,30 @@ class Session:
             now: Do not wait for what runs: kill it. Unresolved futures get PoolBroken.
         """
         with self._lock:
-            self.closed = True
+            self._take_no_more()
             if self._loop is None or self._pid != os.getpid():
                 done: Future[None] = Future()
                 done.set_result(None)
                 return done
             self._now = self._now or now
-            if cancel or now:
+            if (cancel or now) and not (self._stopping is not None and self._stopping.done()):
                 self._loop.start(self._give_up(now))
             if self._stopping is None:
                 self._stopping = self._loop.start(self._stop())
                 self._stopping.add_done_callback(lambda _: self._end_loop())
             return self._stopping
 
+    def _take_no_more(self) -> None:
+        if self._dispatcher is None:
+            self.closed = True
+            return
+        with self._dispatcher.lock:  # a call is either in its lane by now, or refused
+            self.closed = True
+
     def _end_loop(self) -> None:
         sessions.discard(self)
         if self._loop is not None:
-            self._loop.loop.call_soon(self._loop.loop.stop)
+            self._loop.end()
 
     async def _stop(self) -> None:
         assert self._dispatcher is not None
@@ -216,7 +227,7 @@ class Session:
             if not lane.adopted:
                 lane.adopted = True
                 dispatcher.adopt(lane)
-        dispatcher.wake(lane)
+            dispatcher.wake(lane)  # under the lock: from here on the executor is not idle, and its loop goes on
         if lane.options.expires is not None:
             dispatcher.loop.call(self._expire_later, dispatcher, [future], lane.options.expires)
 
@@ -241,18 +252,20 @@ class Session:
                 lane.fail(dispatcher.broken)
             dispatcher.wake(lane)
 
-        dispatcher.loop.call(add)
+        with dispatcher.lock:
+            self.check_open()
+            dispatcher.loop.call(add)
         if lane.options.expires is not None:
             dispatcher.loop.call(
                 dispatcher.loop.loop.call_later,
                 lane.options.expires,
-                lambda: dispatcher.loop.start(self._expire_map(dispatcher, lane)),
+                lambda: dispatcher.loop.start(self._expire_map(dispatcher, lane, first + len(items))),
             )
 
     def finish_lanes(self, lanes: list[CallLane], *, wait: bool, cancel: bool) -> None:
         """Let the calls of some lanes finish, or cancel those that have not started."""
         dispatcher = self._dispatcher
-        if dispatcher is None:
+        if dispatcher is None or (self._stopping is not None and self._stopping.done()):
             return
         if cancel:
             dispatcher.loop.start(self._cancel_lanes(dispatcher, lanes))
@@ -262,33 +275,33 @@ class Session:
     async def _cancel_lanes(self, dispatcher: Dispatcher, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             if isinstance(lane, CallLane):
-                await dispatcher.arbiter.cancel(list(lane.waiting))
+                with dispatcher.lock:
+                    waiting = list(lane.waiting)
+                await dispatcher.arbiter.cancel(waiting)
             elif isinstance(lane, MapLane):
                 lane.drop()
-        batches = [batch for batch in dispatcher.ledger.values() if batch.lane in lanes]
+        wanted = set(lanes)
         await dispatcher.arbiter.cancel_out(
-            [(batch, index) for batch in batches for index in range(batch.cargo.count) if not batch.settled[index]]
+            [item for batch in [*dispatcher.ledger.values()] if batch.lane in wanted for item in _unsettled(batch)]
         )
 
     def close_map(self, lane: MapLane) -> None:
         """Nobody wants the rest of a ``map``: what has not started will not run."""
         dispatcher = self._dispatcher
         if dispatcher is not None and dispatcher.broken is None:
-            dispatcher.loop.start(self._cancel_map(dispatcher, lane, None))
+            dispatcher.loop.start(self._cancel_map(dispatcher, lane))
 
-    async def _cancel_map(self, dispatcher: Dispatcher, lane: MapLane, error: BaseException | None) -> None:
-        if error is None:
-            lane.drop()
-        else:
-            lane.fail(error)
-        batches = [batch for batch in dispatcher.ledger.values() if batch.lane is lane]
-        await dispatcher.arbiter.cancel_out(
-            [(batch, index) for batch in batches for index in range(batch.cargo.count) if not batch.settled[index]],
-            error,
-        )
+    async def _cancel_map(self, dispatcher: Dispatcher, lane: MapLane) -> None:
+        lane.drop()
+        out = [item for batch in dispatcher.ledger.values() if batch.lane is lane for item in _unsettled(batch)]
+        await dispatcher.arbiter.cancel_out(out)
 
-    async def _expire_map(self, dispatcher: Dispatcher, lane: MapLane) -> None:
-        await self._cancel_map(dispatcher, lane, expired(lane.options.expires or 0.0))
+    async def _expire_map(self, dispatcher: Dispatcher, lane: MapLane, end: int) -> None:
+        error = expired(lane.options.expires or 0.0)
+        lane.expire(end, error)
+        out = [item for batch in dispatcher.ledger.values() if batch.lane is lane for item in _unsettled(batch)]
+        late = [(batch, index) for batch, index in out if batch.cargo.members[0] + index < end]
+        await dispatcher.arbiter.cancel_out(late, error)
 
     def _expire_later(self, dispatcher: Dispatcher, futures: list[CallFuture[Any]], seconds: float) -> None:
         def expire() -> None:
@@ -309,8 +322,12 @@ class Session:
         return keys.pool_queue(self.executor, pool)
 
 
+def _unsettled(batch: Batch) -> list[tuple[Batch, int]]:
+    return [(batch, index) for index in range(batch.cargo.count) if not batch.settled[index]]
+
+
 async def _lanes_empty(dispatcher: Dispatcher, lanes: list[CallLane]) -> None:
-    while dispatcher.broken is None and any(lane.out or lane.backlog or lane.listed for lane in lanes):
+    while dispatcher.broken is None and not all(lane.idle for lane in lanes):
         dispatcher.changed.clear()
         await dispatcher.changed.wait()
 
@@ -329,7 +346,10 @@ def finish_all() -> None:
     pid = os.getpid()
     for session in [*sessions]:
         if session._pid == pid:
-            session.close().result()
+            try:
+                session.close().result()
+            except Exception as error:
+                log.warning("An executor could not be stopped at the exit of the interpreter: %r", error)
 
 
 def read_key(path: str) -> bytes:
