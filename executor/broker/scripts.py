@@ -40,7 +40,7 @@ def source(name: str, shebang: bool = True) -> str:
 @cache
 def digest(name: str, shebang: bool = True) -> str:
     """What EVALSHA calls the script."""
-    return hashlib.sha1(source(name, shebang).encode()).hexdigest()  # noqa: S324 - Redis's own choice
+    return hashlib.sha1(source(name, shebang).encode()).hexdigest()
 
 
 def knows_shebang(client: SupportsScripts) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from celery import Celery
 from celery.apps.worker import Worker, install_worker_term_handler
@@ -14,8 +14,10 @@ from kombu import Exchange, Queue
 from executor.broker.address import BrokerAddress
 from executor.broker.reaping import client_name
 from executor.worker import transport
-from executor.worker.child_pool import ChildPool, HubCalls
-from executor.worker.config import WorkerConfig
+
+if TYPE_CHECKING:
+    from executor.worker.config import WorkerConfig
+    from executor.worker.child_pool import ChildPool, HubCalls
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from executor.broker.requeueing import Replies, charged, dead_letter, take_away,
 from executor.wire import outcome, segments
 from executor.wire.envelope import Envelope, encoded
 from executor.worker import pipe, runner, slots
+from executor.worker.child_process import DEAF
 from executor.worker.settler import Step
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class CallJob:
             return outcome.error("CallTimeout", message, {"timeout": self._timeout_s, "output": story["output"]})
         if child.kill_reason == CANCELLED:
             return outcome.CANCELLED
-        if death.by_itself and not child.kill_reason:
+        if (death.by_itself and not child.kill_reason) or child.kill_reason == DEAF:
             return _crashed(name, death, story)
         return None
 

@@ -19,6 +19,18 @@ class Tail:
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        self._open = 2
+        self._ended = threading.Event()
+
+    def end_one(self) -> None:
+        """One of the child's two pipes has come to its end."""
+        self._open -= 1
+        if not self._open:
+            self._ended.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until both pipes have come to their end."""
+        self._ended.wait(timeout_s)
 
     def add(self, data: bytes) -> None:
         self._kept += data
@@ -49,6 +61,7 @@ class _Stream:
             del self._partial[:end]
 
     def finish(self) -> None:
+        self._tail.end_one()
         if self._partial:
             self._write(bytes(self._partial))
             self._partial.clear()

@@ -130,7 +130,7 @@ def _initialized(setup: dict[str, Any]) -> str:
         if setup["initializer"]:
             function, args = pickling.loads(b64decode(setup["initializer"]))
             function(*args)
-    except BaseException:  # noqa: BLE001 - user code
+    except BaseException:
         import traceback
 
         return traceback.format_exc()
@@ -141,8 +141,8 @@ def _celery_tasks(setup: dict[str, Any], outbox: Outbox) -> tuple[Any, str]:
     try:
         from executor.worker.celery_tasks import CeleryTasks
 
-        return CeleryTasks(setup["celery_app"], setup["hostname"], outbox), ""
-    except BaseException:  # noqa: BLE001 - importing a user's app may raise anything
+        return CeleryTasks(setup["celery_app"], setup["hostname"], setup["kombu_url"], outbox), ""
+    except BaseException:
         import traceback
 
         return None, traceback.format_exc()

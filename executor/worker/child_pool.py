@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from celery.concurrency.base import BasePool
 from vine import promise
 
-from executor.worker.crew import Crew
+from executor.worker.task_job import TERMINATED, task_job
+
+if TYPE_CHECKING:
+    from executor.worker.config import WorkerConfig
+    from executor.worker.crew import Crew
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class ChildPool(BasePool):
     crew: Crew
     hub_calls: HubCalls
     grace_s: float
+    limits: tuple[str, int]
 
     def on_start(self) -> None:
         self.crew.on_free = self.hub_calls.wake
@@ -63,12 +68,11 @@ class ChildPool(BasePool):
         self.hub_calls.attach(loop)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> None:
-        from executor.worker.task_job import TaskJob
-
-        self.crew.submit(TaskJob.of(self, args, options))
+        crew = self.crew
+        crew.submit(task_job(tuple(args), options, crew.held, self.hub_calls.add, crew.settler, self.limits))
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        self.crew.terminate(pid, signal or 15)
+        self.crew.terminate(pid, f"{TERMINATED}{int(signal or 15)}")
 
     def on_stop(self) -> None:
         """Warm shutdown: let what runs finish, hand back the rest."""
@@ -83,11 +87,13 @@ class ChildPool(BasePool):
         return {**super()._get_info(), "processes": self.crew.pids()}
 
 
-def bind(crew: Crew, grace_s: float) -> type[ChildPool]:
+def bind(crew: Crew, config: WorkerConfig) -> type[ChildPool]:
     """The pool class for one crew.
 
     Args:
         crew: Who works.
-        grace_s: How long running calls may take to finish at a stop.
+        config: The worker's settings.
     """
-    return type("ChildPool", (ChildPool,), {"crew": crew, "hub_calls": HubCalls(), "grace_s": grace_s})
+    limits = (config.pool, config.max_deliveries)
+    bound = {"crew": crew, "hub_calls": HubCalls(), "grace_s": config.grace_s, "limits": limits}
+    return type("ChildPool", (ChildPool,), bound)

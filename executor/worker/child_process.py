@@ -19,6 +19,12 @@ from executor.worker.capture import Capture, Tail
 
 #: How long a child that should be reading may not read before it counts as stuck, in seconds.
 SEND_TIMEOUT_S = 30
+#: How long a dead child's last output is waited for, in seconds.
+LAST_OUTPUT_S = 0.2
+#: How long a child may live on after it has closed its socket, in seconds: it should be dying.
+DYING_S = 1.0
+#: Why we kill one that does not die then.
+DEAF = "it closed its socket"
 #: Last output that goes into an obituary, in bytes: it travels in message headers.
 OUTPUT_BYTES = 2048
 
@@ -70,6 +76,9 @@ class ChildProcess:
         job: What it runs, or None.
         ready: It has said READY.
         kill_reason: Why we have killed it, or ``""``.
+        lent: Its call waits on other calls, so that its slot is lent out.
+        deaf_since: When it closed its socket; it should be dying.
+        tail: The last of what it printed.
     """
 
     def __init__(self, setup: dict[str, Any], capture: Capture) -> None:
@@ -77,9 +86,8 @@ class ChildProcess:
         self.ready = False
         self.lent = False
         self.kill_reason = ""
-        self.born = monotonic()
+        self.deaf_since: float | None = None
         self.tail = Tail()
-        self.functions: set[str] = set()
         self._ooms = _oom_kills()
         memory = slots.new_file()
         self.sock, theirs = socket.socketpair()
@@ -136,12 +144,19 @@ class ChildProcess:
             self.kill_reason = reason
         _kill_group(self.pid)
 
+    def kill_if_deaf(self) -> None:
+        """Kill it if its socket has been closed for long and it still lives: user code has closed all files."""
+        if self.deaf_since is not None and monotonic() - self.deaf_since > DYING_S:
+            self.kill(DEAF)
+
     def poll(self) -> bool:
         """Whether the process has ended."""
         return self._process.poll() is not None
 
     def death(self) -> Death:
-        """How it ended; call it once :meth:`poll` is true."""
+        """How it ended, with what it started; call it once :meth:`poll` is true."""
+        _kill_group(self.pid)
+        self.tail.wait(LAST_OUTPUT_S)
         code = self._process.returncode
         name = _signal_name(-code) if code < 0 else None
         ended_by_oom = name == "SIGKILL" and _oom_kills() > self._ooms
@@ -162,7 +177,7 @@ class ChildProcess:
 
 
 def _spawn(sock: int, life: int, memory: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         [sys.executable, "-c", _START.format(sock, life, memory), json.dumps(sys.path)],
         pass_fds=(sock, life, memory),
         process_group=0,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from executor.broker.address import BrokerAddress
+
 #: Length of a lease when nothing else is said, in seconds.
 DEFAULT_LEASE_S = 5.0
 
@@ -76,6 +78,7 @@ class WorkerConfig:
             "initializer": self.initializer,
             "celery_app": self.celery_app,
             "hostname": f"ke@{self.worker}",
+            "kombu_url": BrokerAddress.parse(self.broker).kombu_url,
             "context": context,
         }
 

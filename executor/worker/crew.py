@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from executor.worker import pipe
 from executor.worker.call_job import DRAINED, FENCED
-from executor.worker.child_process import ChildProcess, Death
 
 if TYPE_CHECKING:
+    from executor.worker.child_process import ChildProcess, Death
     from executor.worker.deliveries import Held
     from executor.worker.functions import FunctionSource
     from executor.worker.settler import Settler
@@ -142,9 +142,9 @@ class Crew:
         """Pass a wish to cancel on to the job, if it is here."""
         self.post(lambda: self._cancel(job_id, indexes, how))
 
-    def terminate(self, pid: int, number: int) -> None:
-        """Send one child a signal, on behalf of Celery's ``revoke(terminate=True)``."""
-        self.post(lambda: self._terminate(pid, number))
+    def terminate(self, pid: int, reason: str) -> None:
+        """Kill one child, on behalf of Celery's ``revoke(terminate=True)``."""
+        self.post(lambda: self._terminate(pid, reason))
 
     def stop(self, grace_s: float) -> None:
         """Let running jobs finish, hand back the rest, end the children; blocks for the grace period at most."""
@@ -180,6 +180,7 @@ class Crew:
         while self._posted:
             self._posted.popleft()()
         for child in list(self._children.values()):
+            child.kill_if_deaf()
             if child.job is not None and child.job.begun and not child.kill_reason:
                 child.job.check(child)
         self._functions.work()
@@ -191,7 +192,7 @@ class Crew:
             job = child.job
             if job is not None and job.begun and not child.kill_reason:
                 waits.append(job.next_check_s(child))
-            if child.pidfd is None:
+            if child.pidfd is None or child.deaf_since is not None:
                 waits.append(0.02)
         return min(wait for wait in waits if wait is not None)
 
@@ -252,8 +253,7 @@ class Crew:
             self._on_message(child, kind, body)
         if child.inlet.eof and child.pid in self._children:
             self._selector.unregister(child.sock)
-            child.inlet.eof = False
-            child.kill("it closed its socket")  # dead, dying, or of no use any more
+            child.deaf_since = monotonic()
 
     def _on_message(self, child: ChildProcess, kind: int, body: memoryview) -> None:
         if kind in (pipe.PART, pipe.DONE, pipe.TASK_DONE):
@@ -372,7 +372,7 @@ class Crew:
         for job, child in [*found, *waiting]:
             job.cancel(indexes, how, child)
 
-    def _terminate(self, pid: int, number: int) -> None:
+    def _terminate(self, pid: int, reason: str) -> None:
         child = self._children.get(pid)
         if child is not None and child.job is not None:
-            child.kill(f"terminated by signal {number}")
+            child.kill(reason)

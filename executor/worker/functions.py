@@ -55,7 +55,7 @@ class FunctionSource:
                 continue  # the child has died meanwhile
             try:
                 data = self._get(job.envelope.client, digest)
-            except Exception as error:  # noqa: BLE001 - whatever the client raises while the server is away
+            except Exception as error:
                 logger.warning("The broker is away (%s); a function waits.", error)
                 self._next_try = monotonic() + RETRY_S
                 self._owed.append((child, digest, job))

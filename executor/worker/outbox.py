@@ -7,7 +7,6 @@ when the batch ends, and when the parent asks for them because a later call of t
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import threading
 from time import monotonic_ns
@@ -18,6 +17,7 @@ from executor.wire import outcome, segments
 from executor.worker import pipe
 
 if TYPE_CHECKING:
+    import socket
     from executor.stores.base import BlobStore
 
 #: Results are sent when this much time has passed since the last ones.
@@ -98,7 +98,7 @@ class Outbox:
             try:
                 data, refs = packed(chunk, self.store)
                 return pipe.VALUES, data, refs
-            except Exception:  # noqa: BLE001 - user code pickles; one by one, so that only the bad one fails
+            except Exception:
                 pass
         results = [self._result(value) for value in chunk] if self._raw else chunk
         refs = [result.refs for result in results] if any(result.refs for result in results) else None
@@ -113,7 +113,7 @@ def value_result(value: object, store: BlobStore | None) -> Result:
     try:
         data, refs = packed(value, store)
         return Result(outcome.VALUE + data, refs)
-    except Exception as failure:  # noqa: BLE001 - an object's own __reduce__ may raise anything
+    except Exception as failure:
         return Result(_unpicklable(value, failure), [])
 
 
@@ -131,5 +131,5 @@ def flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except Exception:  # noqa: BLE001 - user code may have closed or replaced them
+        except Exception:
             pass

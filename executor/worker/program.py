@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 import warnings
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from celery.platforms import SecurityWarning
 
@@ -22,16 +22,18 @@ from executor.worker import app as worker_app
 from executor.worker import transport
 from executor.worker.bootsteps import Steps
 from executor.worker.call_job import FENCED
-from executor.worker.capture import Capture
 from executor.worker.child_pool import bind
 from executor.worker.child_process import ChildProcess
-from executor.worker.config import WorkerConfig
 from executor.worker.crew import Crew
 from executor.worker.deliveries import Delivery, Held
 from executor.worker.functions import FunctionSource
 from executor.worker.lease import Lease
 from executor.worker.request import Intake, call_task
 from executor.worker.settler import Settler, Step
+
+if TYPE_CHECKING:
+    from executor.worker.capture import Capture
+    from executor.worker.config import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Program:
         """Work until told to stop; returns the exit code."""
         self.crew.start(self._children)
         self._lease.start()
-        pool = bind(self.crew, self.config.grace_s)
+        pool = bind(self.crew, self.config)
         consuming = transport.Consuming(
             self.held, lambda: self.crew.capacity, self._acknowledge, self._give_back, self._lease.on_tomb
         )
@@ -75,10 +77,9 @@ class Program:
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
         call_task(app, intake, self.held, pool.hub_calls.add)
         Steps(self.config, consuming, self._lease).add_to(app)
+        warnings.simplefilter("ignore", SecurityWarning)  # root is common in containers, and calls are pickles by design
         self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SecurityWarning)  # in a container root is common, and user code is code
-            self._worker.start()
+        self._worker.start()
         self._lease.leave()
         self._capture.drain(1.0)
         return self._exit_code or int(self._worker.exitcode or 0)

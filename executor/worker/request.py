@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from celery import Task
 from celery.worker import state
@@ -20,8 +20,10 @@ from executor.errors import BadSignature, CallError, VersionMismatch
 from executor.wire import envelope as wire
 from executor.wire import frame, outcome, signing
 from executor.worker.call_job import CallJob
-from executor.worker.crew import Crew
-from executor.worker.deliveries import Delivery, Held
+
+if TYPE_CHECKING:
+    from executor.worker.deliveries import Delivery, Held
+    from executor.worker.crew import Crew
 
 logger = logging.getLogger(__name__)
 

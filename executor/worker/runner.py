@@ -61,7 +61,7 @@ def unpacked(body: memoryview) -> tuple[Batch, memoryview]:
     """Head and payload of a BATCH message; both ends are the same interpreter."""
     (length,) = _LENGTH.unpack_from(body)
     start = _LENGTH.size + length
-    return Batch(*marshal.loads(body[_LENGTH.size : start])), body[start:]  # noqa: S302
+    return Batch(*marshal.loads(body[_LENGTH.size : start])), body[start:]
 
 
 class Interrupts:
@@ -98,7 +98,7 @@ class Functions:
             return _missing(digest)
         try:
             function: Callable[..., Any] = pickling.loads(data)
-        except BaseException as failure:  # noqa: BLE001 - importing a user's module may raise anything, SystemExit too
+        except BaseException as failure:
             return _unloadable("The function", failure)
         self._known[digest] = function
         if len(self._known) > FUNCTIONS_KEPT:
@@ -168,7 +168,7 @@ class Runner:
     def _call(self, function: Callable[..., Any], arguments: memoryview, refs: Sequence[Any]) -> Result:
         try:
             args, kwargs = unpacked_value(arguments, refs, self._outbox.store)
-        except BaseException as failure:  # noqa: BLE001 - as in Functions.get
+        except BaseException as failure:
             return Result(_unloadable("The arguments", failure), [])
         try:
             self._interrupts.in_call = True
@@ -176,7 +176,7 @@ class Runner:
             if type(value) is CoroutineType:
                 value = self._awaited(value)
             self._interrupts.in_call = False
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the user's
+        except BaseException as error:
             self._interrupts.in_call = False
             return Result(user_error(error), [])
         return value_result(value, self._outbox.store)
@@ -184,7 +184,7 @@ class Runner:
     def _map(self, batch: Batch, function: Callable[..., Any], payload: memoryview) -> None:
         try:
             items: Sequence[Any] = unpacked_value(payload, batch.bufs or (), self._outbox.store)
-        except BaseException as failure:  # noqa: BLE001 - as in Functions.get
+        except BaseException as failure:
             return self._fail_all(batch, _unloadable("The arguments", failure))
         first = batch.first
         while first < batch.end:
@@ -199,7 +199,7 @@ class Runner:
         now, last, index, done = monotonic_ns, self._last_sent_ns, first, False
         interrupts, star = self._interrupts, batch.star
         try:
-            for index in range(first, batch.end):  # noqa: B007 - the handler reads it
+            for index in range(first, batch.end):
                 shared[1] = index  # slots.RUNNING: a global's attribute would cost as much as the store
                 if shared[0] <= index:  # slots.LIMIT
                     return batch.end
@@ -218,7 +218,7 @@ class Runner:
                 interrupts.in_call = False
                 append(value)
                 done = True
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the user's
+        except BaseException as error:
             interrupts.in_call = False
             if not done:
                 append(Failed(user_error(error)))
@@ -259,7 +259,7 @@ def user_error(error: BaseException) -> bytes:
         error.__traceback__ = error.__traceback__.tb_next
     try:
         return pickling.exception_outcome(error)
-    except Exception as failure:  # noqa: BLE001 - str() of a user's exception may raise
+    except Exception as failure:
         return outcome.error("SerializationError", f"The call raised {type(error).__name__}, whose text cannot be made: {failure!r}")
 
 

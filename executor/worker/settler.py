@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -20,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from executor.broker import keys, scripts
 
 if TYPE_CHECKING:
+    import redis
     from executor.worker.deliveries import Delivery, Held
 
 logger = logging.getLogger(__name__)

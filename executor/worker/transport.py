@@ -72,7 +72,7 @@ _consuming: Consuming | None = None
 
 def install(consuming: Consuming) -> None:
     """Make the transport known to kombu, working for this worker."""
-    global _consuming  # noqa: PLW0603
+    global _consuming
     _consuming = consuming
     TRANSPORT_ALIASES[ALIAS] = TRANSPORT_ALIASES[ALIAS + "s"] = "executor.worker.transport:Transport"
 
