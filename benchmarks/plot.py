@@ -56,7 +56,7 @@ def draw(about: dict[str, Any], records: list[Record], path: Path) -> None:
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     _draw_head(figure, about, rows)
-    figure.savefig(path, dpi=110, facecolor="white")
+    figure.savefig(path, dpi=90, facecolor="white")
     pyplot.close(figure)
 
 

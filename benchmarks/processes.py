@@ -1,27 +1,47 @@
-"""What processes cost: CPU seconds and resident memory, read from the system."""
+"""What processes cost, and who belongs to a measurement.
 
+The runner is the "subreaper" of everything below it: a process that leaves its parent becomes the runner's child
+rather than that of process 1. So its descendants are the measurement, daemons included.
+"""
+
+import ctypes
 import os
 import sys
 from collections.abc import Iterable
 
 import psutil
 
-MIB = 1 << 20
+#: In the environment of a measurement: process id of the runner.
+RUNNER = "BENCHMARK_RUNNER"
+_PR_SET_CHILD_SUBREAPER = 36
 
-#: In the environment of all processes of one measurement, so that those which left the family are found as well.
-MARK = "BENCHMARK_MARK"
+
+def adopt_orphans() -> None:
+    """Make this process the parent of those below it whose own parent ends.
+
+    Raises:
+        OSError: Not on Linux.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform != "linux" or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the benchmarks need Linux: orphans cannot be adopted here")
 
 
 def family() -> list[psutil.Process]:
-    """Return this process, its descendants, and whoever carries its mark."""
+    """Return the processes of this measurement, this one first."""
     me = psutil.Process()
-    found = {process.pid: process for process in [me, *me.children(recursive=True), *marked(os.environ.get(MARK))]}
-    return list(found.values())
+    runner = psutil.Process(int(os.environ.get(RUNNER, me.pid)))
+    return [me, *(process for process in runner.children(recursive=True) if process.pid != me.pid)]
 
 
-def marked(mark: str | None) -> list[psutil.Process]:
-    """Return all processes with `mark` in their environment."""
-    return [process for process in psutil.process_iter() if mark and _mark_of(process) == mark]
+def end_descendants(grace_s: float) -> None:
+    """End all processes below this one: ask, wait for `grace_s` seconds, kill."""
+    leftovers = psutil.Process().children(recursive=True)
+    for process in leftovers:
+        _signal(process, "terminate")
+    for process in psutil.wait_procs(leftovers, timeout=grace_s)[1]:
+        _signal(process, "kill")
+    _bury()
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
@@ -31,7 +51,7 @@ def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
 
 def rss_bytes(pid: int | None = None) -> int:
     """Return the resident memory of `pid`, by default of this process."""
-    return psutil.Process(pid).memory_info().rss  # type: ignore[no-any-return]
+    return int(psutil.Process(pid).memory_info().rss)
 
 
 def pss_bytes(processes: Iterable[psutil.Process]) -> int:
@@ -44,11 +64,20 @@ def machine_busy_share(window_s: float) -> float:
     return float(psutil.cpu_percent(interval=window_s)) / 100
 
 
-def _mark_of(process: psutil.Process) -> str | None:
+def _signal(process: psutil.Process, verb: str) -> None:
     try:
-        return process.environ().get(MARK)
-    except psutil.Error:
-        return None
+        getattr(process, verb)()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _bury() -> None:
+    """Take the exit codes of adopted children that have ended, so that no zombie stays."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -61,7 +90,6 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 def _pss_bytes(process: psutil.Process) -> int:
     try:
-        memory = process.memory_full_info()
+        return int(process.memory_full_info().pss)
     except psutil.Error:
         return 0
-    return int(memory.pss if sys.platform == "linux" else memory.uss)

@@ -8,15 +8,13 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from benchmarks import machine, plot, processes, report
 from benchmarks.cases import CASES
@@ -36,6 +34,7 @@ Record = dict[str, Any]
 def main() -> None:
     """Measure what the command line asks for, and write the report."""
     options = parse(sys.argv[1:])
+    processes.adopt_orphans()
     options.out.mkdir(parents=True, exist_ok=True)
     about = machine.description() | {"started": _now(), "quick": options.quick, "repetitions": options.repetitions}
     records = list(measured(options))
@@ -45,7 +44,7 @@ def main() -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options, with lists where the user wrote commas."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, one repetition: some minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repetition: 20 minutes with all peers")
     parser.add_argument("--only", type=_names(CASES), default=list(CASES), help=f"cases, of: {', '.join(CASES)}")
     parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"peers, of: {', '.join(PEERS)}")
     parser.add_argument("--repetitions", type=int, help="default: 3, quick: 1")
@@ -74,12 +73,11 @@ def measure(case: Case, key: str, *, quick: bool) -> Record:
     """Run one measurement in a fresh process and end whatever it leaves behind."""
     background = processes.machine_busy_share(BACKGROUND_WINDOW_S)
     n = case.sizes.of(slow=peer(key).slow, quick=quick)
-    mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="kb-", ignore_cleanup_errors=True) as scratch:
         try:
-            record = _run(case.name, key, n, _environment(mark, scratch))
+            record = _run(case.name, key, n, _environment(scratch))
         finally:
-            _end_leftovers(mark)
+            processes.end_descendants(GRACE_S)
     return {"case": case.name, "peer": key, "n": n, "background": background} | record
 
 
@@ -114,9 +112,10 @@ def _record(stdout: str, stderr: str, returncode: int) -> Record:
     for text in reversed(stdout.splitlines()):
         if text.startswith('{"case"'):
             return json.loads(text)  # type: ignore[no-any-return]
+    if returncode == -signal.SIGKILL:
+        return {"status": "failed", "reason": f"no result within {TIMEOUT_S:.0f} s"}
     last = (stderr.strip().splitlines() or ["no output"])[-1]
-    why = f"no result within {TIMEOUT_S:.0f} s" if returncode == -9 else f"exit code {returncode}"
-    return {"status": "failed", "reason": f"{why}; {last}"[:300]}
+    return {"status": "failed", "reason": f"exit code {returncode}; {last}"[:300]}
 
 
 def _read(file: Any) -> str:
@@ -124,30 +123,15 @@ def _read(file: Any) -> str:
     return str(file.read())
 
 
-def _environment(mark: str, scratch: str) -> dict[str, str]:
+def _environment(scratch: str) -> dict[str, str]:
     scripts = os.path.dirname(sys.executable)
     return os.environ | {
-        processes.MARK: mark,
+        processes.RUNNER: str(os.getpid()),
         "TMPDIR": scratch,
         "PYTHONPATH": str(ROOT),
         "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _end_leftovers(mark: str) -> None:
-    leftovers = processes.marked(mark)
-    for process in leftovers:
-        _signal(process.terminate)
-    for process in psutil.wait_procs(leftovers, timeout=GRACE_S)[1]:
-        _signal(process.kill)
-
-
-def _signal(send: Any) -> None:
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _pairs(options: argparse.Namespace) -> Iterator[tuple[Case, str]]:

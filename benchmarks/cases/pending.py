@@ -46,7 +46,7 @@ CASES = [
             Column("elsewhere_per_call", "bytes a call in all other processes", "{:,.0f}"),
             Column("submit_us", "`submit`, µs", "{:,.1f}"),
         ),
-        peers=("ours", "process-pool", "mp-pool", "loky", "dask", "ray", "ray-pool", "parsl", "celery"),
+        peers=("ours", "process-pool", "mp-pool", "loky", "dask", "ray", "parsl", "celery"),
         note="Growth of the client's RSS, and of the PSS of all else, while both workers are held.",
     ),
 ]
