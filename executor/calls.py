@@ -1,51 +1,47 @@
-"""The calling half of an executor: ``submit``, ``map`` and their kin, shared by ``KubeExecutor`` and its views."""
+"""The calling half of an executor: ``submit``, ``map`` and their kin, shared by ``KubeExecutor`` and its views.
+
+Thin on purpose: what does the work (:mod:`executor.submitter`) is imported when an executor is made, so that
+importing the class costs next to nothing.
+"""
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import fields, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
-
-from executor.dispatch.future import CallFuture
-from executor.dispatch.map_result import MapResult, MapState
-from executor.stores.offload import packed
-from executor.tasks.call_options import CallOptions
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
-    from executor.dispatch.lanes import CallLane
-    from executor.dispatch.map_lane import MapLane
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+
+    from executor.dispatch.future import CallFuture
+    from executor.dispatch.map_result import MapResult
     from executor.session import Session
+    from executor.submitter import Submitter
+    from executor.tasks.call_options import CallOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Items of an async iterable that are taken ahead when ``buffersize`` is not given.
-ASYNC_BUFFERSIZE = 1024
-#: Lanes kept by one executor or view; idle ones go first.
-_MAX_LANES = 1024
-
 
 class Calls(Executor):
-    """Sends calls with one set of options. The subclass says to whom, in :meth:`_session_for_calls`."""
+    """Sends calls with one set of options."""
 
     _options: CallOptions
+    _submitter: Submitter
 
-    def __init__(self, options: CallOptions) -> None:
+    def _use(self, session: Session, options: CallOptions) -> None:
+        from executor.submitter import Submitter
+
         self._options = options
-        self._lanes: dict[str, CallLane] = {}
-        self._lanes_lock = threading.Lock()
+        self._submitter = Submitter(session, options)
 
     @abstractmethod
-    def _session_for_calls(self) -> Session:
-        """The session, if calls may be submitted now.
+    def _check_open(self) -> None:
+        """Raise RuntimeError after shutdown."""
 
-        Raises:
-            RuntimeError: After shutdown.
-        """
+    @abstractmethod
+    def _check_pool(self, name: str) -> None:
+        """Raise ValueError for a pool that there is not."""
 
     @overload
     def submit(
@@ -65,31 +61,8 @@ class Calls(Executor):
             RuntimeError: After ``shutdown()``, or in a forked child.
             PoolBroken, BrokerError: The executor cannot be started, or is broken for good.
         """
-        session = self._session_for_calls()
-        dispatcher = session.ensure_started()
-        if dispatcher.broken is not None:
-            raise dispatcher.broken
-        future: CallFuture[Any] = CallFuture()
-        try:
-            function = session.functions.pickled(fn)
-            future.data, future.buffers = packed((args, kwargs), session.store)
-        except Exception as error:
-            future.set_running_or_notify_cancel()
-            future.set_exception(error)
-            return future
-        lane = self._lanes.get(function.digest)
-        if lane is None:
-            lane = self._new_lane(session, function)
-        session.enqueue(lane, future)
-        return future
-
-    def _new_lane(self, session: Session, function: Any) -> CallLane:
-        with self._lanes_lock:
-            if len(self._lanes) >= _MAX_LANES:
-                for digest, idle in list(self._lanes.items()):
-                    if not (idle.out or idle.waiting or idle.listed):
-                        del self._lanes[digest]
-            return self._lanes.setdefault(function.digest, session.lane(function, self._options))
+        self._check_open()
+        return self._submitter.submit(fn, args, kwargs)
 
     @overload
     def map(
@@ -126,7 +99,7 @@ class Calls(Executor):
             fn: Called with one item of each iterable.
             iterables: All taken in now, unless ``buffersize`` is given; the shortest ends it. Async iterables make
                 the result an async one, and are taken in as it is iterated.
-            timeout: Seconds from now for each next result; then TimeoutError.
+            timeout: Seconds from now within which each next result must come; then TimeoutError.
             chunksize: Items in one message; None adapts to the measured duration.
             buffersize: At most so many items taken in and not yet given out; needed for infinite input.
             progress: Show done, failed, rate and time left on stderr.
@@ -134,10 +107,18 @@ class Calls(Executor):
         Raises:
             ValueError: ``chunksize`` or ``buffersize`` below 1.
             RuntimeError: After ``shutdown()``.
-            Exception: What pickling ``fn`` raised.
+            Exception: What pickling ``fn`` raised, or the input while it was taken in.
         """
-        star = len(iterables) != 1
-        return self._map(fn, iterables, star, True, timeout, chunksize, buffersize, progress)
+        self._check_open()
+        return self._submitter.map(
+            fn,
+            iterables,
+            star=len(iterables) != 1,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            progress=progress,
+        )
 
     def starmap(
         self,
@@ -150,8 +131,16 @@ class Calls(Executor):
         progress: bool = False,
     ) -> MapResult[T]:
         """As :meth:`map`, with ``fn(*item)`` for each item."""
-        items = (tuple(item) for item in iterable)
-        return self._map(fn, (items,), True, True, timeout, chunksize, buffersize, progress)
+        self._check_open()
+        return self._submitter.map(
+            fn,
+            ((tuple(item) for item in iterable),),
+            star=True,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            progress=progress,
+        )
 
     def imap_unordered(
         self,
@@ -163,85 +152,51 @@ class Calls(Executor):
         progress: bool = False,
     ) -> MapResult[T]:
         """As :meth:`map`, results as they come."""
-        star = len(iterables) != 1
-        return self._map(fn, iterables, star, False, timeout, chunksize, buffersize, progress)
+        self._check_open()
+        return self._submitter.map(
+            fn,
+            iterables,
+            star=len(iterables) != 1,
+            ordered=False,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            progress=progress,
+        )
 
     def options(self, **changes: Any) -> ExecutorView:
         """A view of this executor with other options for its calls: itself an ``Executor``.
 
         Args:
-            changes: Fields of :class:`CallOptions`: ``timeout``, ``expires``, ``retries``, ``retry_on``, ``backoff``,
-                ``max_deliveries``, ``priority``, ``pool``, ``name``.
+            changes: Fields of :class:`executor.tasks.call_options.CallOptions`: ``timeout``, ``expires``, ``retries``,
+                ``retry_on``, ``backoff``, ``max_deliveries``, ``priority``, ``pool``, ``name``.
 
         Raises:
             TypeError: No such option.
             ValueError: A value that makes no sense, or no such pool.
         """
-        known = {field.name for field in fields(CallOptions)}
-        for name in changes.keys() - known:
+        from dataclasses import fields, replace
+
+        known = {field.name for field in fields(self._options)}
+        for name in sorted(changes.keys() - known):
             raise TypeError(f"options() has no {name!r}; there are {', '.join(sorted(known))}.")
         options = replace(self._options, **changes)
         self._check_pool(options.pool)
         return ExecutorView(self, options)
-
-    @abstractmethod
-    def _check_pool(self, name: str) -> None:
-        """Raise ValueError for a pool that there is not."""
-
-    def _map(
-        self,
-        fn: Callable[..., Any],
-        iterables: tuple[Any, ...],
-        star: bool,
-        ordered: bool,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        progress: bool,
-    ) -> MapResult[Any]:
-        for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-            if value is not None and not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer or None")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1.")
-        session = self._session_for_calls()
-        asynchronous = any(isinstance(each, AsyncIterable) for each in iterables)
-        eager = buffersize is None and not asynchronous
-        items = _items(iterables, star, eager, asynchronous)
-        function = session.functions.pickled(fn)
-        state = MapState(ordered=ordered)
-        lane = session.map_lane(
-            function, self._options, state=state, star=star, chunksize=_chunk(chunksize, buffersize)
-        )
-        if progress:
-            _show_progress(state, lane, fn, len(items) if eager else None)
-        feed = feed_async = None
-        if eager:
-            state.added = len(items)
-            state.end(len(items))
-            session.add_items(lane, 0, items)
-        elif asynchronous:
-            feed_async = _AsyncFeed(session, lane, state, aiter(items), buffersize or ASYNC_BUFFERSIZE)
-        else:
-            feed = _Feed(session, lane, state, iter(items), cast("int", buffersize))
-            feed(0)
-        return MapResult(
-            state, timeout=timeout, feed=feed, feed_async=feed_async, on_close=lambda: session.close_map(lane)
-        )
 
 
 class ExecutorView(Calls):
     """An executor with other options; made by :meth:`Calls.options`. Its ``shutdown`` ends the view, not the executor."""
 
     def __init__(self, parent: Calls, options: CallOptions) -> None:
-        super().__init__(options)
         self._parent = parent
         self._closed = False
+        self._use(parent._submitter.session, options)
 
-    def _session_for_calls(self) -> Session:
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        return self._parent._session_for_calls()
+        self._parent._check_open()
 
     def _check_pool(self, name: str) -> None:
         self._parent._check_pool(name)
@@ -254,119 +209,10 @@ class ExecutorView(Calls):
             cancel_futures: Cancel those that have not started.
         """
         self._closed = True
-        session = self._parent._session_for_calls()
-        session.finish_lanes(list(self._lanes.values()), wait=wait, cancel=cancel_futures)
+        self._submitter.finish(wait=wait, cancel=cancel_futures)
 
     def __repr__(self) -> str:
         return f"<view of {self._parent!r} with {self._options}>"
 
     def __reduce__(self) -> Any:
-        return (_view, (self._parent, self._options))
-
-
-def _view(parent: Calls, options: CallOptions) -> ExecutorView:
-    return ExecutorView(parent, options)
-
-
-def _chunk(chunksize: int | None, buffersize: int | None) -> int | None:
-    return min(chunksize, buffersize) if chunksize and buffersize else chunksize
-
-
-def _items(iterables: tuple[Any, ...], star: bool, eager: bool, asynchronous: bool) -> Any:
-    """The input: a list if it is taken in now, else an iterator (sync or async)."""
-    if asynchronous:
-        return _zipped(iterables, star)
-    if star and len(iterables) != 1:
-        found: Iterator[Any] = zip(*iterables, strict=False)
-    else:
-        found = iter(iterables[0])
-    return list(found) if eager else found
-
-
-async def _zipped(iterables: tuple[Any, ...], star: bool) -> AsyncIterator[Any]:
-    iterators = [aiter(each) if isinstance(each, AsyncIterable) else iter(each) for each in iterables]
-    while True:
-        item = []
-        for iterator in iterators:
-            try:
-                item.append(await anext(iterator) if isinstance(iterator, AsyncIterator) else next(iterator))
-            except (StopIteration, StopAsyncIteration):
-                return
-        yield tuple(item) if star else item[0]
-
-
-class _Feed:
-    """Takes in more input as results are given out; at most ``buffersize`` items are in between."""
-
-    def __init__(self, session: Session, lane: MapLane, state: MapState, items: Iterator[Any], buffersize: int) -> None:
-        self._session, self._lane, self._state = session, lane, state
-        self._items, self._buffersize = items, buffersize
-        self._low = max(1, buffersize // 2)
-
-    def __call__(self, given: int) -> bool:
-        state = self._state
-        room = self._buffersize - (state.added - given)
-        if state.total is not None or room < self._low:
-            return False
-        taken = list(islice(self._items, room))
-        self._session.check_open()
-        first = state.added
-        state.added += len(taken)
-        if taken:
-            self._session.add_items(self._lane, first, taken)
-        if len(taken) < room:
-            state.end(state.added)
-        return True
-
-
-class _AsyncFeed:
-    """As :class:`_Feed`, from an async iterator. Takes one item at a time, so that a slow source delays nothing."""
-
-    def __init__(
-        self, session: Session, lane: MapLane, state: MapState, items: AsyncIterator[Any], buffersize: int
-    ) -> None:
-        self._session, self._lane, self._state = session, lane, state
-        self._items, self._buffersize = items, buffersize
-        self._task: Any = None
-
-    async def __call__(self, given: int) -> None:
-        import asyncio
-
-        self._given = given
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._pull())
-        if self._task.done():
-            self._task.result()
-        self._room.set()
-
-    async def _pull(self) -> None:
-        state = self._state
-        try:
-            async for item in self._items:
-                first = state.added
-                state.added += 1
-                self._session.add_items(self._lane, first, [item])
-                while state.added - self._given >= self._buffersize:
-                    self._room.clear()
-                    await self._room.wait()
-        finally:
-            state.end(state.added)
-
-    @property
-    def _room(self) -> Any:
-        import asyncio
-
-        room = self.__dict__.get("_room_event")
-        if room is None:
-            room = self.__dict__["_room_event"] = asyncio.Event()
-        return room
-
-
-def _show_progress(state: MapState, lane: MapLane, fn: Callable[..., Any], total: int | None) -> None:
-    from executor.progress import progress_reporter
-
-    reporter = progress_reporter(total, getattr(fn, "__name__", type(fn).__name__))
-    state.show(reporter)
-
-
-Awaitables = Awaitable[Any]
+        return (ExecutorView, (self._parent, self._options))

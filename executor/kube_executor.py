@@ -8,27 +8,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import os
 import threading
-import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from executor import session as sessions
-from executor.broker import keys
 from executor.calls import Calls
-from executor.dispatch.future import CallFuture, running_loop
-from executor.session import Session, new_client_id
-from executor.settings import Settings
-from executor.tasks.call_options import CallOptions
-from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
-from executor.tasks.worker_context import WorkerContext, worker_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import Self
+
+    from executor.dispatch.future import CallFuture
+    from executor.session import Session
+    from executor.tasks.pool_spec import PoolSpec
+    from executor.tasks.worker_context import WorkerContext
 
 __all__ = ["KubeExecutor"]
 
@@ -67,20 +62,30 @@ class KubeExecutor(Calls):
         lease: float = 5.0,
         store: str | None = None,
     ) -> None:
-        super().__init__(CallOptions())
+        from executor import make_session
+        from executor.settings import Settings
+        from executor.tasks.call_options import CallOptions
+        from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
+
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         settings = Settings.from_environment()
         self._max_workers = _workers(max_workers if max_workers is not None else settings.max_workers)
-        self.name = name or new_client_id()
+        self.name = name or make_session.new_id()
         specs = [PoolSpec(name=DEFAULT_POOL, max_workers=self._max_workers), *pools]
         self._names = [spec.name for spec in specs]
         for spec in specs:
             if self._names.count(spec.name) > 1:
                 raise ValueError(f"Two pools are called {spec.name!r}; the default pool is called {DEFAULT_POOL!r}.")
-        self._session = _local_session(
-            specs, self.name, broker_url or settings.broker_url, lease, store, _pickled_call(initializer, initargs)
+        self._session = make_session.local(
+            specs,
+            executor=self.name,
+            broker_url=broker_url or settings.broker_url,
+            lease_s=lease,
+            store=store,
+            initializer=None if initializer is None else (initializer, initargs),
         )
+        self._use(self._session, CallOptions())
         self._finalizer = weakref.finalize(self, _abandon, self._session, os.getpid())
         self._finalizer.atexit = False
 
@@ -107,12 +112,16 @@ class KubeExecutor(Calls):
             self.shutdown(wait=True)
 
     async def __aenter__(self) -> Self:
+        import asyncio
+
         await asyncio.wrap_future(self._session.start())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        import asyncio
+
         now = kind is not None and not issubclass(kind, Exception)
         self._finalizer.detach()
         await asyncio.shield(asyncio.wrap_future(self._session.close(cancel=now, now=now)))
@@ -126,14 +135,14 @@ class KubeExecutor(Calls):
         """
         self._finalizer.detach()
         stopping = self._session.close(cancel=cancel_futures)
-        if wait and running_loop() is None:
+        if wait and not _on_loop():
             stopping.result()
 
     def terminate(self) -> None:
         """Stop at once: running calls are killed, futures without an outcome get :class:`PoolBroken`."""
         self._finalizer.detach()
         stopping = self._session.close(now=True)
-        if running_loop() is None:
+        if not _on_loop():
             stopping.result()
 
     def cancel(self, future: CallFuture[Any], *, running: bool = False, kill: bool = False) -> str:
@@ -156,9 +165,8 @@ class KubeExecutor(Calls):
 
     # --- the calling half -----------------------------------------------------------------------
 
-    def _session_for_calls(self) -> Session:
+    def _check_open(self) -> None:
         self._session.check_open()
-        return self._session
 
     def _check_pool(self, name: str) -> None:
         if name not in self._names:
@@ -182,11 +190,13 @@ class _NestedExecutor(KubeExecutor):
     """What a KubeExecutor becomes inside its own workers: calls go to the same pools."""
 
     def __init__(self, context: WorkerContext, names: list[str]) -> None:
-        Calls.__init__(self, CallOptions())
-        self._names = names
-        self.name = keys.executor_of(context.queue)
-        self._max_workers = context.slots
-        self._session = _nested_session(context, names, self.name)
+        from executor import make_session
+        from executor.tasks.call_options import CallOptions
+
+        self._names, self._max_workers = names, context.slots
+        self._session = make_session.nested(context, names)
+        self.name = self._session.executor
+        self._use(self._session, CallOptions())
         self._finalizer = weakref.finalize(self, _abandon, self._session, os.getpid())
         self._finalizer.atexit = False
 
@@ -203,6 +213,8 @@ _nested_lock = threading.Lock()
 
 def _attached(names: list[str]) -> KubeExecutor:
     """Open a handle that travelled inside a call; one executor for each process."""
+    from executor.tasks.worker_context import worker_context
+
     context = worker_context()
     if context is None:
         raise RuntimeError(
@@ -216,53 +228,6 @@ def _attached(names: list[str]) -> KubeExecutor:
         return known
 
 
-def _nested_session(context: WorkerContext, names: list[str], executor: str) -> Session:
-    from executor.pools.attached import AttachedPool
-
-    return Session(
-        [AttachedPool(context, name) for name in names],
-        executor=executor,
-        client=new_client_id(),
-        key=sessions.read_key(context.key_file),
-        on_busy=context.lend,
-    )
-
-
-def _local_session(
-    specs: list[PoolSpec],
-    executor: str,
-    broker_url: str | None,
-    lease: float,
-    store: str | None,
-    initializer: bytes | None,
-) -> Session:
-    from executor.broker.address import BrokerAddress
-    from executor.pools.local import LocalOptions, LocalPool
-    from executor.wire.signing import new_key
-
-    address = None if broker_url is None else BrokerAddress.parse(broker_url)
-    client, key = new_client_id(), new_key()
-    pools = []
-    for spec in specs:
-        options = LocalOptions(
-            owner=client,
-            broker=address,
-            key=key,
-            store=store,
-            queues=[keys.pool_queue(executor, spec.name)],
-            initializer=initializer if spec.name == DEFAULT_POOL else None,
-            lease_s=lease,
-        )
-        pools.append(LocalPool(spec, options))
-    return Session(pools, executor=executor, client=client, key=key)
-
-
-def _pickled_call(function: Callable[..., object] | None, args: tuple[Any, ...]) -> bytes | None:
-    from executor.wire.pickling import dumps
-
-    return None if function is None else dumps((function, args))
-
-
 def _workers(wanted: int | None) -> int:
     if wanted is None:
         count = getattr(os, "process_cpu_count", None)
@@ -274,19 +239,16 @@ def _workers(wanted: int | None) -> int:
     return wanted
 
 
+def _on_loop() -> bool:
+    from executor.dispatch.future import running_loop
+
+    return running_loop() is not None
+
+
 def _abandon(session: Session, pid: int) -> None:
     """An executor that nobody holds any more: accepted calls finish, then everything goes."""
-    if os.getpid() == pid and not session.closed:
-        if session.in_use:
-            warnings.warn("A KubeExecutor was dropped without shutdown(); use `with`.", ResourceWarning, stacklevel=2)
+    if os.getpid() == pid and not session.closed and session.in_use:
+        import warnings
+
+        warnings.warn("A KubeExecutor was dropped without shutdown(); use `with`.", ResourceWarning, stacklevel=2)
         session.close()
-
-
-def _at_exit() -> None:
-    sessions.finish_all()
-
-
-try:
-    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-except (AttributeError, RuntimeError):
-    atexit.register(_at_exit)

@@ -7,14 +7,13 @@ holds any more can be told from one in use.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
@@ -336,11 +335,6 @@ async def _lanes_empty(dispatcher: Dispatcher, lanes: list[CallLane]) -> None:
 sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def new_client_id() -> str:
-    """Id of a client: unique, and fit for keys and messages."""
-    return secrets.token_hex(6)
-
-
 def finish_all() -> None:
     """At the interpreter's exit: accepted calls finish first, as in the standard library."""
     pid = os.getpid()
@@ -352,6 +346,7 @@ def finish_all() -> None:
                 log.warning("An executor could not be stopped at the exit of the interpreter: %r", error)
 
 
-def read_key(path: str) -> bytes:
-    """The master key in a key file."""
-    return bytes.fromhex(Path(path).read_text("ascii").strip())
+try:
+    threading._register_atexit(finish_all)  # type: ignore[attr-defined]  # as concurrent.futures does
+except (AttributeError, RuntimeError):
+    atexit.register(finish_all)

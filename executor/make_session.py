@@ -1,0 +1,82 @@
+"""Puts the session behind an executor together: on this machine, or inside a worker."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from executor.broker import keys
+from executor.broker.address import BrokerAddress
+from executor.pools.attached import AttachedPool
+from executor.pools.local import LocalOptions, LocalPool
+from executor.session import Session
+from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
+from executor.tasks.worker_context import WorkerContext
+from executor.wire import pickling, signing
+
+
+def new_id() -> str:
+    """Id of a client or executor: unique, and fit for keys and messages."""
+    return secrets.token_hex(6)
+
+
+def local(
+    specs: Sequence[PoolSpec],
+    *,
+    executor: str,
+    broker_url: str | None,
+    lease_s: float,
+    store: str | None,
+    initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+) -> Session:
+    """Worker processes on this machine.
+
+    Args:
+        specs: The pools; the first brings the broker.
+        executor: Name of the executor.
+        broker_url: A server of the user's, or None for one of our own.
+        lease_s: Of the workers, in seconds.
+        store: Locator for large values, or None.
+        initializer: Function and arguments, for the default pool.
+
+    Raises:
+        ValueError: The URL is malformed.
+        Exception: What pickling the initializer raised.
+    """
+    address = None if broker_url is None else BrokerAddress.parse(broker_url)
+    pickled = None if initializer is None else pickling.dumps(initializer)
+    client, key = new_id(), signing.new_key()
+    pools = [
+        LocalPool(
+            spec,
+            LocalOptions(
+                owner=client,
+                broker=address,
+                key=key,
+                store=store,
+                queues=[keys.pool_queue(executor, spec.name)],
+                initializer=pickled if spec.name == DEFAULT_POOL else None,
+                lease_s=lease_s,
+            ),
+        )
+        for spec in specs
+    ]
+    return Session(pools, executor=executor, client=client, key=key)
+
+
+def nested(context: WorkerContext, names: Sequence[str]) -> Session:
+    """Inside a worker: the same pools, seen by a call.
+
+    Args:
+        context: Of this process.
+        names: Of the pools.
+    """
+    return Session(
+        [AttachedPool(context, name) for name in names],
+        executor=keys.executor_of(context.queue),
+        client=new_id(),
+        key=bytes.fromhex(Path(context.key_file).read_text("ascii").strip()),
+        on_busy=context.lend,
+    )
