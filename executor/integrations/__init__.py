@@ -1,1 +1,1 @@
-"""The executor inside other libraries, and what shows its progress."""
+"""The executor inside other libraries."""

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from executor.integrations.progress import REDRAW_S, Display, Snapshot, status_text
+from executor.progress.reporter import REDRAW_S, Display, Snapshot, status_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

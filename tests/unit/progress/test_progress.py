@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from executor.integrations import progress_displays
-from executor.integrations.progress import (
+from executor.progress import displays
+from executor.progress.displays import LineDisplay, RichDisplay, TqdmDisplay
+from executor.progress.reporter import (
     ProgressReporter,
     RateMeter,
     Snapshot,
@@ -22,7 +23,6 @@ from executor.integrations.progress import (
     rate_text,
     status_text,
 )
-from executor.integrations.progress_displays import LineDisplay, RichDisplay, TqdmDisplay
 
 
 class Recorder:
@@ -131,7 +131,7 @@ def test_close_shows_the_last_picture_once():
     reporter = ProgressReporter(10, "f", display)
     reporter.advance(3)
     reporter.close()
-    reporter.close(wait=False)
+    reporter.close(wait=True)
     assert [s.done for s in display.closed] == [3]
 
 
@@ -143,7 +143,7 @@ def test_counts_from_many_threads_add_up():
         thread.start()
     for thread in threads:
         thread.join()
-    reporter.close()
+    reporter.close(wait=True)
     assert display.closed[0].done == 8000
 
 
@@ -153,7 +153,7 @@ def test_a_redraw_waits_its_turn():
     start = time.monotonic()
     for _ in range(20_000):
         reporter.advance(1)
-    reporter.close()
+    reporter.close(wait=True)
     assert len(display.shown) <= (time.monotonic() - start) / 0.1 + 2
 
 
@@ -164,7 +164,7 @@ def test_a_display_that_fails_harms_nobody():
 
     reporter = ProgressReporter(10, "f", Broken())
     reporter.advance(1)
-    reporter.close()
+    reporter.close(wait=True)
 
 
 def test_without_terminal_lines_go_to_standard_error(capsys):
@@ -188,14 +188,14 @@ def test_lines_go_to_the_log_where_there_is_one(caplog, capsys):
     [({"rich", "tqdm"}, RichDisplay), ({"tqdm"}, TqdmDisplay), (set(), LineDisplay)],
 )
 def test_a_terminal_gets_the_best_display_installed(terminal, monkeypatch, installed, expected):
-    find = progress_displays.importlib.util.find_spec
+    find = displays.importlib.util.find_spec
     monkeypatch.setattr(
-        progress_displays.importlib.util,
+        displays.importlib.util,
         "find_spec",
         lambda name: (name in installed or None) if name in ("rich", "tqdm") else find(name),
     )
     with terminal:
-        assert type(progress_displays.best_display()) is expected
+        assert type(displays.best_display()) is expected
 
 
 def test_rich_shows_two_bars_at_a_time(terminal):
@@ -206,8 +206,8 @@ def test_rich_shows_two_bars_at_a_time(terminal):
         one.advance(4, 1)
         two.advance(7)
         time.sleep(0.3)
-        one.close()
-        two.close()
+        one.close(wait=True)
+        two.close(wait=True)
         text = terminal.written()
     assert "first" in text
     assert "second" in text

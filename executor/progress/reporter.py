@@ -109,7 +109,7 @@ class ProgressReporter:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="executor-progress", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a terminal must get its cursor back
+        atexit.register(self._close_at_exit)  # a terminal must get its cursor back
 
     def advance(self, done: int, failed: int = 0) -> None:
         """Note that ``done`` more items have an outcome; ``failed`` of them raised. Takes a microsecond."""
@@ -121,11 +121,11 @@ class ProgressReporter:
         """The input has ended: so many items in all."""
         self.total = total
 
-    def close(self, *, wait: bool = True) -> None:
+    def close(self, *, wait: bool = False) -> None:
         """Show the last picture. May be called again.
 
         Args:
-            wait: Return when it has been shown; False on an event loop.
+            wait: Return when it has been shown; never on an event loop.
         """
         self._closing.set()
         if wait and threading.current_thread() is not self._thread:
@@ -135,7 +135,10 @@ class ProgressReporter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self.close(wait=True)
+
+    def _close_at_exit(self) -> None:
+        self.close(wait=True)
 
     def _run(self) -> None:
         try:
@@ -143,7 +146,7 @@ class ProgressReporter:
         except Exception:
             _logger.debug("progress cannot be shown", exc_info=True)
         finally:
-            atexit.unregister(self.close)
+            atexit.unregister(self._close_at_exit)
 
     def _show_until_closed(self) -> None:
         next_show = 0.0
@@ -175,7 +178,7 @@ def progress_reporter(total: int | None, label: str) -> ProgressReporter:
         total: Items in all, or None while that is unknown.
         label: What is being done, e.g. the name of the function.
     """
-    from executor.integrations.progress_displays import best_display
+    from executor.progress.displays import best_display
 
     return ProgressReporter(total, label, best_display())
 
