@@ -33,9 +33,11 @@ def split(data: bytes | memoryview) -> list[memoryview]:
         raise ValueError("segments are shorter than their count")
     (count,) = _COUNT.unpack_from(view)
     start = 4 + 4 * count
+    if len(view) < start:
+        raise ValueError(f"segments: {count} announced in {len(view)} bytes")
     lengths = array("I")
     lengths.frombytes(view[4:start])
     ends = list(accumulate(lengths, initial=start))
-    if len(lengths) != count or ends[-1] != len(view):
-        raise ValueError(f"segments: {count} announced, {len(view)} bytes, expected {ends[-1]}")
+    if ends[-1] != len(view):
+        raise ValueError(f"segments: {len(view)} bytes, expected {ends[-1]}")
     return [view[a:b] for a, b in pairwise(ends)]
