@@ -11,15 +11,21 @@ out beside the pickle (protocol 5), so that they are never copied through it.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import cache
 from pickle import PickleBuffer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.errors import RemoteTraceback, SerializationError
 from executor.wire import outcome
+from executor.wire.main_globals import set_state
+
+if TYPE_CHECKING:
+    from types import FunctionType
 
 #: Buffers from this size on travel beside the pickle. Through base64 and JSON 64 MiB cost over a second.
 OUT_OF_BAND_BYTES = 64 * 1024
@@ -47,8 +53,7 @@ def dumps(value: object, buffers: list[PickleBuffer] | None = None) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError):
         pass  # a lambda, a closure, a local class: cloudpickle says whether it really cannot
     del taken[start:]
-    pickled: bytes = _cloudpickle().dumps(value, 5, buffer_callback=callback)
-    return pickled
+    return _dumps_by_value(value, callback)
 
 
 def loads(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
@@ -144,7 +149,20 @@ def _taker(taken: list[PickleBuffer]) -> Callable[[PickleBuffer], bool]:
     return take
 
 
-def _cloudpickle() -> Any:
-    import cloudpickle  # 40 ms, and many clients never need it
+def _dumps_by_value(value: object, callback: Callable[[PickleBuffer], bool] | None) -> bytes:
+    with io.BytesIO() as file:
+        _value_pickler()(file, protocol=5, buffer_callback=callback).dump(value)
+        return file.getvalue()
 
-    return cloudpickle
+
+@cache
+def _value_pickler() -> Any:
+    """The pickler of cloudpickle, whose functions see what an initializer has set; imported late, for it takes 40 ms."""
+    import cloudpickle
+
+    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def _dynamic_function_reduce(self, func: FunctionType) -> tuple[Any, ...]:
+            *reduced, _ = super()._dynamic_function_reduce(func)
+            return (*reduced, set_state)
+
+    return ValuePickler

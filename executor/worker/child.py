@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from executor.tasks.worker_context import WorkerContext, set_worker_context
 from executor.wire import pickling
+from executor.wire.main_globals import run_initializer
 from executor.worker import pipe, slots
 from executor.worker.outbox import Outbox
 from executor.worker.runner import Functions, Interrupts, Runner
@@ -129,7 +130,7 @@ def _initialized(setup: dict[str, Any]) -> str:
             os.chdir(setup["cwd"])
         if setup["initializer"]:
             function, args = pickling.loads(b64decode(setup["initializer"]))
-            function(*args)
+            run_initializer(function, args)
     except BaseException:
         import traceback
 

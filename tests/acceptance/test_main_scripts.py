@@ -36,21 +36,14 @@ INITIALIZER = """
                 print(list(ex.map(scaled, [1, 2, 3])))
 """
 
-OURS_LOSE_GLOBALS = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="functions of __main__ travel by value, each with globals of its own: what the initializer sets in them, "
-    "the calls do not see",
-)
-
 
 @pytest.mark.parametrize(
     "kind",
     [
         "multiprocessing",
         "ProcessPoolExecutor",
-        pytest.param("Pool", marks=OURS_LOSE_GLOBALS),
-        pytest.param("KubeExecutor", marks=OURS_LOSE_GLOBALS),
+        "Pool",
+        "KubeExecutor",
     ],
 )
 def test_initializer_in_main_sets_globals_that_calls_see(kind: str, tmp_path: Path) -> None:

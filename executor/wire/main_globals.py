@@ -1,0 +1,51 @@
+"""What a pool's initializer sets in the globals of ``__main__``, its calls shall see.
+
+Functions of ``__main__`` travel by value, each pickle with globals of its own: so a call keeps the globals it was
+submitted with, whatever its client does later. An initializer that says ``global state; state = ...`` would set
+it in a dictionary that no call looks at. So what it has set is remembered here, and laid over the globals of each
+function of ``__main__`` that is opened later, as in a worker of ``multiprocessing``, where all share one module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
+
+#: What an initializer cannot have changed in place; anything else that it names (a list, a model) is taken as changed.
+_UNTOUCHED = (int, float, complex, str, bytes, bool, tuple, frozenset, type(None), FunctionType, ModuleType, type)
+
+_overlay: dict[str, Any] = {}
+
+
+def set_state(function: FunctionType, state: Any) -> None:
+    """Finish a function that was pickled by value; named in every such pickle."""
+    from cloudpickle.cloudpickle import _function_setstate  # the pickle needs it anyway
+
+    _function_setstate(function, state)
+    if _overlay and function.__globals__.get("__name__") == "__main__":
+        function.__globals__.update(_overlay)
+
+
+def run_initializer(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Run a pool's initializer, and remember what it set.
+
+    Raises:
+        Exception: Whatever it raised.
+    """
+    namespace = _namespace(function)
+    before = dict(namespace)
+    function(*args)
+    for name, value in namespace.items():
+        touched = name not in before or before[name] is not value or not isinstance(value, _UNTOUCHED)
+        if touched and not name.startswith("__"):
+            _overlay[name] = value
+
+
+def _namespace(function: Any) -> dict[str, Any]:
+    """The globals that a function of ``__main__`` writes to; empty for anything else."""
+    function = getattr(function, "func", function)  # a partial
+    function = getattr(function, "__func__", function)  # a bound method
+    if type(function) is FunctionType and function.__globals__.get("__name__") == "__main__":
+        return function.__globals__
+    return {}
