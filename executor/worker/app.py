@@ -44,7 +44,7 @@ class PodWorker(Worker):
     """Celery's worker program, as it behaves in a pod: SIGTERM drains, SIGINT is not for it."""
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        install_worker_term_handler(worker)
+        install_worker_term_handler(worker, verbose=False)  # what it would print, the client's terminal would show
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def set_process_status(self, info: str) -> None:
