@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +84,7 @@ class Arbiter:
     async def cancel_out(self, wanted: list[tuple[Batch, int]], error: BaseException | None = None) -> int:
         """Keep calls that are out from running; see :meth:`cancel`."""
         kept = 0
-        deadline = time.monotonic() + SPLIT_WAIT_S
+        deadline = self._dispatcher.loop.loop.time() + SPLIT_WAIT_S
         while wanted:
             grouped: dict[tuple[str, str], list[int]] = {}
             batches: dict[str, Batch] = {}
@@ -102,7 +101,7 @@ class Arbiter:
                     wanted += [(batch, index) for index in indexes if not batch.settled[index]]
                 elif answer != "gone":
                     self._claimed(batch, indexes)
-            if wanted and time.monotonic() > deadline:
+            if wanted and self._dispatcher.loop.loop.time() > deadline:
                 break
             if wanted:
                 await asyncio.sleep(_POLL_S)

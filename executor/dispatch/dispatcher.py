@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import count
@@ -503,14 +502,14 @@ class Dispatcher:
         """
         from redis.exceptions import RedisError
 
-        deadline, pause_s = time.monotonic() + BROKER_TIMEOUT_S, 0.05
+        deadline, pause_s = self.loop.loop.time() + BROKER_TIMEOUT_S, 0.05
         while True:
             try:
                 if not await self._connected().stay_alive():
                     self._start_over()
                 return await self._connected().server_run()
             except (RedisError, OSError) as error:
-                if time.monotonic() > deadline:
+                if self.loop.loop.time() > deadline:
                     raise BrokerUnavailable(
                         f"The broker has not answered for {BROKER_TIMEOUT_S:g} s: {error}. "
                         "Calls without an outcome are given up."
@@ -521,14 +520,14 @@ class Dispatcher:
     async def _stay_alive_forever(self) -> None:
         from redis.exceptions import RedisError
 
-        renewed = time.monotonic()
+        renewed = self.loop.loop.time()
         while True:
             await asyncio.sleep(CHECK_S)
-            due = time.monotonic() - renewed > CLIENT_TTL_S / 10
+            due = self.loop.loop.time() - renewed > CLIENT_TTL_S / 10
             try:
                 if not due and not (self.ledger and not await self._connected().is_known()):
                     continue
-                renewed = time.monotonic()
+                renewed = self.loop.loop.time()
                 if not await self._connected().stay_alive():
                     log.warning("The broker has lost its data.")
                     self._start_over()
