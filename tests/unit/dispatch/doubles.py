@@ -427,6 +427,14 @@ def function(name: str) -> PickledFunction:
     return PickledFunction(f"digest-of-{name}", name.encode())
 
 
+async def queued(client: Client) -> None:
+    """Until a message has come to the broker."""
+    while True:
+        if client.broker.queue:
+            return
+        await asyncio.sleep(0.01)
+
+
 async def settled(times: int = 30) -> None:
     """Let everything happen that can without a clock."""
     for _ in range(times):
