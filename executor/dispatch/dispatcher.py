@@ -150,10 +150,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Stop sending and reading; leave nothing of this client at the broker."""
-        tasks = [*self._tasks, *([self._recovery] if self._recovery is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancelled([*self._tasks, *([self._recovery] if self._recovery is not None else [])])
         self._tasks = []
         if self.publisher is not None and self._replies is not None:
             try:
@@ -556,3 +553,15 @@ class Dispatcher:
         if self._on_busy is not None and self._busy == idle:
             self._busy = not idle
             self._on_busy(self._busy)
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: once may not do.
+
+    ``asyncio.wait_for`` of Python 3.11, in which redis-py sends, forgets a cancellation that arrives in the moment in
+    which the sending is done.
+    """
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=0.1)
