@@ -107,7 +107,7 @@ class CallFuture(Future[T]):
                 self._state = RUNNING
 
     def mark_cancelled(self) -> bool:
-        """The call will never run: to CANCELLED and on, so that ``wait`` and ``as_completed`` see it as done."""
+        """The call will never run, or no further: to CANCELLED and on, so that all who wait see it as done."""
         if self.begin_cancel():
             self.finish_cancel()
         return self.cancelled()
@@ -119,7 +119,7 @@ class CallFuture(Future[T]):
             Whether this changed the state: then :meth:`finish_cancel` must follow.
         """
         with self._condition:
-            if self._state != PENDING:
+            if self._state not in (PENDING, RUNNING):  # one that ran was killed by KubeExecutor.cancel(running=True)
                 return False
             self._state = CANCELLED
             self._condition.notify_all()
