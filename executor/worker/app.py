@@ -9,6 +9,7 @@ from typing import Any, TYPE_CHECKING
 from celery import Celery
 from celery.apps.worker import Worker, install_worker_term_handler
 from celery.utils.imports import symbol_by_name
+from celery.worker.consumer import Consumer
 from kombu import Exchange, Queue
 
 from executor.broker.address import BrokerAddress
@@ -33,11 +34,20 @@ _SETTINGS: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
     "broker_connection_retry": True,
     "broker_connection_max_retries": None,
+    "broker_channel_error_retry": True,
     "broker_heartbeat": 0,
     "worker_detect_quorum_queues": False,
     "worker_disable_prefetch": False,
     "worker_deduplicate_successful_tasks": False,
 }
+
+
+class PodConsumer(Consumer):
+    """Celery's consumer; acknowledgements do not wait for the hub to turn: ours are taken from any thread."""
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge now."""
+        return p(*args, **kwargs)
 
 
 class PodWorker(Worker):
@@ -110,6 +120,7 @@ def build(config: WorkerConfig, app: Any, pool: type[ChildPool], hub_calls: HubC
         without_heartbeat=True,
         task_events=False,
         quiet=True,
+        consumer_cls=PodConsumer,
         loglevel=logging.WARNING,
         optimization="fair",
     )

@@ -19,6 +19,7 @@ class Tail:
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        self._total = self._mark = 0
         self._open = 2
         self._ended = threading.Event()
 
@@ -34,12 +35,18 @@ class Tail:
 
     def add(self, data: bytes) -> None:
         self._kept += data
+        self._total += len(data)
         if len(self._kept) > 2 * KEPT_BYTES:
             del self._kept[:-KEPT_BYTES]
 
+    def mark(self) -> None:
+        """What has been printed until now belongs to earlier calls."""
+        self._mark = self._total
+
     def text(self, last_bytes: int = KEPT_BYTES) -> str:
-        """The last output, decoded; what is not text is shown escaped."""
-        return bytes(self._kept[-last_bytes:]).decode("utf-8", "backslashreplace")
+        """The last output since the mark, decoded; what is not text is shown escaped."""
+        count = min(last_bytes, self._total - self._mark)
+        return bytes(self._kept[len(self._kept) - count :]).decode("utf-8", "backslashreplace") if count else ""
 
 
 class _Stream:

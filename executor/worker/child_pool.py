@@ -69,19 +69,20 @@ class ChildPool(BasePool):
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> None:
         crew = self.crew
-        crew.submit(task_job(tuple(args), options, crew.held, self.hub_calls.add, crew.settler, self.limits))
+        job = task_job(tuple(args), options, crew.held, self.hub_calls.add, crew.settler, self.limits)
+        if job is not None:
+            crew.submit(job)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         self.crew.terminate(pid, f"{TERMINATED}{int(signal or 15)}")
 
     def on_stop(self) -> None:
         """Warm shutdown: let what runs finish, hand back the rest."""
-        self.crew.stop(self.grace_s)
-        self.hub_calls.run()
+        self.crew.stop(self.grace_s, meanwhile=self.hub_calls.run)
 
     def on_terminate(self) -> None:
-        self.crew.stop(0)
-        self.hub_calls.run()
+        """Cold shutdown: hand everything back."""
+        self.crew.stop(0, meanwhile=self.hub_calls.run)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "processes": self.crew.pids()}

@@ -125,6 +125,7 @@ class ChildProcess:
         """Set the shared numbers for a batch that is about to be sent."""
         self.shared[slots.LIMIT], self.shared[slots.RUNNING] = end, first
         self.shared[slots.STARTED_NS], self.shared[slots.BATCH] = 0, number
+        self.tail.mark()
 
     def ask_to_flush(self) -> None:
         """Have it send the results that it holds, though a call runs."""

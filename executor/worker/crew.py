@@ -14,7 +14,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Protocol
 
 from executor.worker import pipe
@@ -146,23 +146,31 @@ class Crew:
         """Kill one child, on behalf of Celery's ``revoke(terminate=True)``."""
         self.post(lambda: self._terminate(pid, reason))
 
-    def stop(self, grace_s: float) -> None:
-        """Let running jobs finish, hand back the rest, end the children; blocks for the grace period at most."""
+    def stop(self, grace_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Let running jobs finish, hand back the rest, end the children; blocks for the grace period at most.
+
+        Args:
+            grace_s: How long jobs may run on, in seconds.
+            meanwhile: Called again and again while waiting.
+        """
         self._stopping = True
         self.post(self._hand_back_waiting)
-        deadline = monotonic() + grace_s
-        while monotonic() < deadline and self._thread.is_alive() and (self._busy() or self._posted):
-            threading.Event().wait(0.02)
+        self._wait(grace_s, lambda: self._busy() or bool(self._posted), meanwhile)
         self.kill_all(DRAINED)
-        deadline = monotonic() + SETTLE_AT_STOP_S
-        while monotonic() < deadline and self._thread.is_alive() and (self._busy() or self._posted or len(self.held)):
-            threading.Event().wait(0.01)
+        self._wait(SETTLE_AT_STOP_S, lambda: self._busy() or bool(self._posted) or len(self.held) > 0, meanwhile)
         self._stopped = True
         self._wake()
-        if self._thread is not threading.current_thread():
-            self._thread.join(5)
+        self._thread.join(5)
         for child in list(self._children.values()):
             child.close()
+
+    def _wait(self, timeout_s: float, unless: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        deadline = monotonic() + timeout_s
+        while True:
+            meanwhile()
+            if not unless() or monotonic() > deadline or not self._thread.is_alive():
+                return
+            sleep(0.01)
 
     # --- the crew thread -------------------------------------------------------------------------
 

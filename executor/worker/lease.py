@@ -190,6 +190,9 @@ class Lease:
         self._held.claimable = False
         logger.warning("This worker was reaped as %s: what it ran is with others now. It goes on under a new id.", old)
         self._crew.kill_all(FENCED)
+        for delivery in self._held.all():
+            if delivery.worker == old and not delivery.in_pool:  # ETA tasks: their timers will find them gone
+                self._held.remove(delivery)
         self.on_tomb(old)
         self._held.rename()
         session.forget_reaper()

@@ -21,7 +21,6 @@ from executor.wire import frame, signing
 from executor.worker import app as worker_app
 from executor.worker import transport
 from executor.worker.bootsteps import Steps
-from executor.worker.call_job import FENCED
 from executor.worker.child_pool import bind
 from executor.worker.child_process import ChildProcess
 from executor.worker.crew import Crew
@@ -30,6 +29,7 @@ from executor.worker.functions import FunctionSource
 from executor.worker.lease import Lease
 from executor.worker.request import Intake, call_task
 from executor.worker.settler import Settler, Step
+from executor.worker.task_failure import fail_task
 
 if TYPE_CHECKING:
     from executor.worker.capture import Capture
@@ -74,6 +74,8 @@ class Program:
         )
         transport.install(consuming)
         app = worker_app.load_app(self.config)
+        self._lease.fail_task = lambda message, deaths: pool.hub_calls.add(lambda: fail_task(app, message, deaths))
+        self._lease.on_drain = _drain
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
         call_task(app, intake, self.held, pool.hub_calls.add)
         Steps(self.config, consuming, self._lease).add_to(app)
@@ -130,9 +132,13 @@ class Program:
 
         state.should_stop = EX_BROKEN
 
-    def fence(self) -> None:
-        """Our id was reaped: what runs belongs to others now."""
-        self.crew.kill_all(FENCED)
+
+def _drain() -> None:
+    """Stop as at SIGTERM."""
+    from celery.platforms import EX_OK
+    from celery.worker import state
+
+    state.should_stop = EX_OK
 
 
 def give_back_step(delivery: Delivery, pool: str, settler: Settler) -> Step:

@@ -193,8 +193,8 @@ def task_job(
     later: Callable[[Callable[[], None]], None],
     settler: Settler,
     limits: tuple[str, int],
-) -> TaskJob:
-    """The job of a request that Celery applies to the pool.
+) -> TaskJob | None:
+    """The job of a request that Celery applies to the pool; None where its message was taken away while it waited.
 
     Args:
         args: Of Celery's trace function.
@@ -208,7 +208,9 @@ def task_job(
     worker, _, tag = request.message.delivery_tag.rpartition("#")
     delivery = held.get(worker, tag)
     if delivery is None:
-        raise LookupError(f"the message of task {request.id} is no longer held")
+        request.acknowledged = True
+        state.task_ready(request)
+        return None
     delivery.in_pool = True
     return TaskJob(request, delivery, pickle.dumps(args, 5), options, later, settler, limits)
 

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.json import loads
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from executor.broker import keys, scripts
@@ -226,7 +227,8 @@ class Channel(redis.Channel):
         if isinstance(error, NoScriptError):
             self._create_client().script_load(scripts.source("claim", bool(self._shebang)))
             raise Empty()
-        raise error
+        # Full beyond allow-oom, a replica, ...: to Celery a lost connection, which it waits for and takes up again.
+        raise RedisConnectionError(f"the broker refused a claim: {error}") from error
 
     def _register(self, claimed: list[bytes]) -> list[Delivery]:
         held, worker = current().held, self._asked[0]
