@@ -352,6 +352,7 @@ class ShutdownContract:
         until(lambda: _is_shut(executor))
         executor.shutdown()
 
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # an implementation may say that this is no good style
     def test_an_abandoned_executor_finishes_its_calls(self, make_executor: MakeExecutor, tmp_path: Path) -> None:
         futures = [make_executor().submit(calls.square, x) for x in (1, 2)]
         gc.collect()
