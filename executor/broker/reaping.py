@@ -123,13 +123,22 @@ class Reaper:
                 continue
             self._sweep(grave.worker, grave.queues)
             worker = grave.worker
-            names = [keys.LEASES, keys.WORKERS, keys.OBITUARIES, keys.inflight(worker), keys.control(worker), _reaping(worker)]
+            names = [keys.LEASES, keys.WORKERS, keys.OBITUARIES]
+            names += [keys.inflight(worker), keys.control(worker), _reaping(worker)]
             status = text(self._scripts.run("reap_end", names, [worker]))
             del self._graves[worker]
             if status == "HELD":
                 logger.error("Messages are still in flight at %s, which was reaped; it will be reaped again.", worker)
 
-    def take(self, worker: str, tag: str, value: bytes, recorded: tuple[str, str], story: Mapping[str, Any], pool: str) -> str:
+    def take(
+        self,
+        worker: str,
+        tag: str,
+        value: bytes,
+        recorded: tuple[str, str],
+        story: Mapping[str, Any],
+        pool: str,
+    ) -> str:
         """Take one message away; gives the script's status.
 
         Args:
@@ -167,7 +176,8 @@ class Reaper:
                 self._take_again(worker, tag, story, pool)
 
     def _take_again(self, worker: str, tag: str, story: Mapping[str, Any], pool: str) -> None:
-        value, done, end = self._client.hmget(keys.inflight(worker), [tag, f"{tag}:done", f"{tag}:end"])  # type: ignore[misc]
+        fields: Any = self._client.hmget(keys.inflight(worker), [tag, f"{tag}:done", f"{tag}:end"])
+        value, done, end = fields
         if value is not None:
             self.take(worker, tag, value, ((done or b"").decode(), (end or b"").decode()), story, pool)
 

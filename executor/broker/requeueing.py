@@ -48,7 +48,12 @@ class Entry:
     pool: str
 
     def requeue(
-        self, client: str, message: str, letter: str, replies: Sequence[bytes], messages: Sequence[tuple[str, str | bytes]]
+        self,
+        client: str,
+        message: str,
+        letter: str,
+        replies: Sequence[bytes],
+        messages: Sequence[tuple[str, str | bytes]],
     ) -> Script:
         """Take the entry away.
 
@@ -94,7 +99,12 @@ class Replies:
 
 
 def take_away(
-    entry: Entry, envelope: Envelope, answers: Replies, parts: Sequence[Envelope], replies: Sequence[bytes], letter: str = ""
+    entry: Entry,
+    envelope: Envelope,
+    answers: Replies,
+    parts: Sequence[Envelope],
+    replies: Sequence[bytes],
+    letter: str = "",
 ) -> Script:
     """Requeue parts of a call message.
 
@@ -146,7 +156,9 @@ def dead_letter(envelope: Envelope, index: int, deaths: Sequence[Mapping[str, An
     )
 
 
-def task_letter(message: Mapping[str, Any], raw: bytes, queue: str, deaths: Sequence[Mapping[str, Any]], pool: str) -> str:
+def task_letter(
+    message: Mapping[str, Any], raw: bytes, queue: str, deaths: Sequence[Mapping[str, Any]], pool: str
+) -> str:
     """The same for a plain Celery task."""
     headers = message.get("headers") or {}
     return json.dumps(

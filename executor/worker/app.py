@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery
 from celery.apps.worker import Worker, install_worker_term_handler
 from celery.utils.imports import symbol_by_name
 from celery.worker.consumer import Consumer
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from executor.broker.address import BrokerAddress
 from executor.broker.reaping import client_name
 from executor.worker import transport
 
 if TYPE_CHECKING:
-    from executor.worker.config import WorkerConfig
     from executor.worker.child_pool import ChildPool, HubCalls
+    from executor.worker.config import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,7 @@ def load_app(config: WorkerConfig) -> Any:
         app = Celery("executor", set_as_current=True)
         app.conf.update(worker_enable_remote_control=False, result_backend="disabled://")
     address = BrokerAddress.parse(config.broker)
-    app.conf.update(
-        _SETTINGS, broker_url=address.kombu_url, broker_read_url=transport.read_url(address.kombu_url)
-    )
+    app.conf.update(_SETTINGS, broker_url=address.kombu_url, broker_read_url=transport.read_url(address.kombu_url))
     options = dict(app.conf.broker_transport_options or {})
     app.conf.broker_transport_options = {
         **options,
@@ -90,11 +88,11 @@ def load_app(config: WorkerConfig) -> Any:
     return app
 
 
-def queues_of(config: WorkerConfig, app: Any) -> list[Queue]:
+def queues_of(config: WorkerConfig, app: Any) -> list[Any]:
     """Our queues and the services', as kombu declares them; a queue of the user's own definition is kept."""
-    known = app.amqp.queues
+    known, queue, exchange = app.amqp.queues, cast("Any", Queue), cast("Any", Exchange)
     return [
-        known[name] if name in known else Queue(name, Exchange(name), routing_key=name)
+        known[name] if name in known else queue(name, exchange(name), routing_key=name)
         for name in [*config.queues, *config.service_queues]
     ]
 

@@ -42,7 +42,7 @@ class Steps:
     def _drain_step(self) -> type[bootsteps.StartStopStep]:
         consuming = self._consuming
 
-        class Drain(bootsteps.StartStopStep):  # type: ignore[misc]
+        class Drain(bootsteps.StartStopStep):
             """From the first moment of a stop nothing is claimed."""
 
             requires = ("celery.worker.components:Pool",)
@@ -55,7 +55,7 @@ class Steps:
     def _probe_step(self, directory: Path) -> type[bootsteps.StartStopStep]:
         consuming = self._consuming
 
-        class Probes(bootsteps.StartStopStep):  # type: ignore[misc]
+        class Probes(bootsteps.StartStopStep):
             """``ready`` while the worker takes calls, ``live`` touched as long as the hub turns."""
 
             requires = ("celery.worker.consumer.tasks:Tasks",)

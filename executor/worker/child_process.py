@@ -28,7 +28,11 @@ DEAF = "it closed its socket"
 #: Last output that goes into an obituary, in bytes: it travels in message headers.
 OUTPUT_BYTES = 2048
 
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from executor.worker.child import main; main({}, {}, {})"
+_START = """import sys, json
+sys.path[:] = json.loads(sys.argv[1])
+from executor.worker.child import main
+main({}, {}, {})
+"""
 
 #: Ends that a process brings upon itself; any other signal came from outside.
 _OWN_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP", "SIGPIPE"})
@@ -101,7 +105,8 @@ class ChildProcess:
         os.close(memory)
         self.inlet = pipe.Inlet(self.sock, wait=False)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
         capture.add(os.dup(self._process.stdout.fileno()), os.dup(self._process.stderr.fileno()), self.tail)
         self._process.stdout.close()
         self._process.stderr.close()
@@ -173,7 +178,8 @@ class ChildProcess:
         self._process.wait()
 
     def __repr__(self) -> str:
-        state = "dead" if self._process.returncode is not None else "busy" if self.job else "idle" if self.ready else "new"
+        living = "busy" if self.job else "idle" if self.ready else "new"
+        state = living if self._process.returncode is None else "dead"
         return f"<ChildProcess {self.pid} {state}>"
 
 

@@ -303,8 +303,7 @@ class Crew:
         while messages := child.inlet.read():
             for kind, body in messages:
                 if kind in (pipe.PART, pipe.DONE, pipe.TASK_DONE) and child.job is not None:
-                    if child.job.on_results(child, kind, body):
-                        child.job.release(self.held)
+                    child.job.on_results(child, kind, body)
         death = child.death()
         child.close()
         if child.lent:

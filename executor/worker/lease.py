@@ -126,9 +126,11 @@ class Lease:
     def _connect(self) -> redis.Redis:
         """One connection that is never replaced unseen: when it breaks, what was watched is void."""
         timeout_s = self._config.lease_s / 3
-        return connect_sync(
+        pooled: Any = connect_sync(
             self._address, client_name=client_name(self._held.worker), answer_timeout_s=timeout_s
-        ).client()
+        )
+        single: redis.Redis = pooled.client()
+        return single
 
     @staticmethod
     def _close(client: redis.Redis | None) -> None:
@@ -246,9 +248,7 @@ class Lease:
         self._next_strays = now + STRAYS_EVERY_S
         worker, below = self._held.worker, self._held.settled_below
         tags = {tag.decode() for tag in session.client.execute_command("HKEYS", keys.inflight(worker))}
-        strays = {
-            tag for tag in tags if ":" not in tag and int(tag) <= below and self._held.get(worker, tag) is None
-        }
+        strays = {tag for tag in tags if ":" not in tag and int(tag) <= below and self._held.get(worker, tag) is None}
         for tag in strays & self._strays:  # seen twice: its claim is long over
             value = session.client.execute_command("HGET", keys.inflight(worker), tag)
             if value is not None and self._held.get(worker, tag) is None:
@@ -280,7 +280,7 @@ class Lease:
 class _Session:
     """One unbroken connection to one server run."""
 
-    def __init__(self, client: redis.Redis, worker: str) -> None:
+    def __init__(self, client: Any, worker: str) -> None:
         self.client = client
         info = client.execute_command("INFO", "server")
         self.run_id = str(info["run_id"])

@@ -18,6 +18,7 @@ from executor.worker import pipe
 
 if TYPE_CHECKING:
     import socket
+
     from executor.stores.base import BlobStore
 
 #: Results are sent when this much time has passed since the last ones.
@@ -101,8 +102,8 @@ class Outbox:
             except Exception:
                 pass
         results = [self._result(value) for value in chunk] if self._raw else chunk
-        refs = [result.refs for result in results] if any(result.refs for result in results) else None
-        return pipe.OUTCOMES, segments.join([result.outcome for result in results]), refs
+        listed = [result.refs for result in results] if any(result.refs for result in results) else None
+        return pipe.OUTCOMES, segments.join([result.outcome for result in results]), listed
 
     def _result(self, value: Any) -> Result:
         return Result(value, []) if type(value) is Failed else value_result(value, self.store)

@@ -92,7 +92,7 @@ class Inlet:
         return self._parsed(memoryview(chunk))
 
     def _parsed(self, data: memoryview) -> list[Message]:
-        messages = []
+        messages: list[Message] = []
         while len(data) >= _HEAD.size:
             kind, size = _HEAD.unpack_from(data)
             end = _HEAD.size + size

@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 import warnings
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery.platforms import SecurityWarning
 
@@ -79,7 +79,9 @@ class Program:
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
         call_task(app, intake, self.held, pool.hub_calls.add)
         Steps(self.config, consuming, self._lease).add_to(app)
-        warnings.simplefilter("ignore", SecurityWarning)  # root is common in containers, and calls are pickles by design
+        warnings.simplefilter(
+            "ignore", SecurityWarning
+        )  # root is common in containers, and calls are pickles by design
         self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)
         self._worker.start()
         self._lease.leave()

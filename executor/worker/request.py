@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery.worker import state
@@ -22,8 +22,8 @@ from executor.wire import frame, outcome, signing
 from executor.worker.call_job import CallJob
 
 if TYPE_CHECKING:
-    from executor.worker.deliveries import Delivery, Held
     from executor.worker.crew import Crew
+    from executor.worker.deliveries import Delivery, Held
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,17 @@ class CallRequest:
         task: The task ``executor.call``.
     """
 
-    __slots__ = ("__weakref__", "_eta_timer_entry", "acknowledged", "id", "job", "name", "task", "time_start", "worker_pid")
+    __slots__ = (
+        "__weakref__",
+        "_eta_timer_entry",
+        "acknowledged",
+        "id",
+        "job",
+        "name",
+        "task",
+        "time_start",
+        "worker_pid",
+    )
 
     def __init__(self, job: CallJob, task: Task) -> None:
         self.id = job.id
@@ -108,7 +118,7 @@ class Intake:
     def start(self, job: CallJob) -> None:
         """Have the crew run it."""
         if job.isolated:
-            self._crew.post(lambda: (job.isolate(), self._crew.submit(job)) and None)
+            self._crew.post(lambda: self._isolate(job))
         else:
             self._crew.submit(job)
 
@@ -124,7 +134,15 @@ class Intake:
         logger.error("The message %s of client %s was refused: %s", envelope.id, envelope.client, error)
         job = CallJob(delivery, envelope, {}, memoryview(b""), key, self._crew.settler, self._pool)
         answer = outcome.error(type(error).__name__, str(error), error.details)
-        self._crew.post(lambda: (job.release(self._held), job.fail(answer)) and None)
+        self._crew.post(lambda: self._answer(job, answer))
+
+    def _isolate(self, job: CallJob) -> None:
+        job.isolate()
+        self._crew.submit(job)
+
+    def _answer(self, job: CallJob, answer: bytes) -> None:
+        job.release(self._held)
+        job.fail(answer)
 
     def _drop(self, delivery: Delivery) -> None:
         self._held.release(delivery)
@@ -141,7 +159,7 @@ def call_task(app: Any, intake: Intake, held: Held, later: Callable[[Callable[[]
         later: Runs a function on the hub thread.
     """
 
-    class Call(Task):  # type: ignore[misc]
+    class Call(Task):
         name = wire.CALL_TASK
         ignore_result = True
         acks_late = True
@@ -190,7 +208,7 @@ def _check(header: dict[str, Any], envelope: wire.Envelope) -> None:
         raise BadSignature("The envelope of a call names calls that its signed header does not have.")
     if header.get("py") != PYTHON:
         raise VersionMismatch(
-            f"The client runs Python {header.get('py')}, this worker runs {PYTHON}: pickles do not travel between them. "
-            "Use a worker image with the client's Python version.",
+            f"The client runs Python {header.get('py')}, this worker runs {PYTHON}: pickles do not travel between "
+            "them. Use a worker image with the client's Python version.",
             {"client": header.get("py"), "worker": PYTHON},
         )

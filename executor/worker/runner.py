@@ -191,9 +191,7 @@ class Runner:
             first = self._map_until_error(batch, function, items, first)
         return None
 
-    def _map_until_error(
-        self, batch: Batch, function: Callable[..., Any], items: Sequence[Any], first: int
-    ) -> int:
+    def _map_until_error(self, batch: Batch, function: Callable[..., Any], items: Sequence[Any], first: int) -> int:
         """Run from ``first`` on until a call raises; returns the next index (a fence is an end, too)."""
         shared, append, cancelled = self._shared, self._outbox.results.append, batch.cancelled
         now, last, index, done = monotonic_ns, self._last_sent_ns, first, False
@@ -260,7 +258,8 @@ def user_error(error: BaseException) -> bytes:
     try:
         return pickling.exception_outcome(error)
     except Exception as failure:
-        return outcome.error("SerializationError", f"The call raised {type(error).__name__}, whose text cannot be made: {failure!r}")
+        message = f"The call raised {type(error).__name__}, whose text cannot be made: {failure!r}"
+        return outcome.error("SerializationError", message)
 
 
 def _missing(digest: str) -> bytes:

@@ -20,12 +20,16 @@ from executor.broker import keys, scripts
 
 if TYPE_CHECKING:
     import redis
+
     from executor.worker.deliveries import Delivery, Held
 
 logger = logging.getLogger(__name__)
 
 #: Pauses between attempts to reach a server that is away, in seconds.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+
+
+_NOT_NOW = ("LOADING", "READONLY", "BUSY", "MASTERDOWN", "OOM", "TRYAGAIN", "NOREPLICAS", "MISCONF")
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ class Settler:
         Raises:
             redis.RedisError, OSError: The server is away; ask again.
         """
-        value = self._connected().execute_command("GET", key)
+        value: Any = self._connected().get(key)
         return value if value is None or isinstance(value, bytes) else str(value).encode()
 
     @property
@@ -178,4 +182,4 @@ class Settler:
 
 def _transient(error: ResponseError) -> bool:
     """Whether the same step may be taken later: the server loads, is a replica, or is full."""
-    return str(error).startswith(("LOADING", "READONLY", "BUSY", "MASTERDOWN", "OOM", "TRYAGAIN", "NOREPLICAS", "MISCONF"))
+    return str(error).startswith(_NOT_NOW)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from typing import cast
 
 LIMIT, RUNNING, STARTED_NS, BATCH = 0, 1, 2, 3
 _BYTES = 4 * 8
@@ -34,4 +33,4 @@ def new_file() -> int:
 
 def mapped(fd: int) -> memoryview:
     """The four numbers behind a file descriptor, signed 64 bits each."""
-    return cast("memoryview", memoryview(mmap.mmap(fd, _BYTES)).cast("q"))
+    return memoryview(mmap.mmap(fd, _BYTES)).cast("q")

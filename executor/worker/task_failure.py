@@ -9,11 +9,12 @@ from typing import Any
 
 from billiard.exceptions import WorkerLostError
 from celery.app.task import Context
-from kombu.serialization import loads, prepare_accept_content
+from kombu import serialization
 
 from executor.broker.requeueing import charged
 
 logger = logging.getLogger(__name__)
+_serialization: Any = serialization  # half typed
 
 
 def fail_task(app: Any, message: Mapping[str, Any], deaths: Sequence[Mapping[str, Any]]) -> None:
@@ -39,7 +40,10 @@ def fail_task(app: Any, message: Mapping[str, Any], deaths: Sequence[Mapping[str
 def _embedded(app: Any, message: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments, callbacks, errbacks and chord of a message."""
     body = message.get("body") or ""
-    data = b64decode(body) if message["properties"].get("body_encoding") == "base64" else body.encode()
-    accept = prepare_accept_content(app.conf.accept_content)
-    args, kwargs, embed = loads(data, message["content-type"], message["content-encoding"], accept=accept)
+    base64 = message["properties"].get("body_encoding") == "base64"
+    data = b64decode(body) if base64 else body.encode()
+    accept = _serialization.prepare_accept_content(app.conf.accept_content)
+    args, kwargs, embed = _serialization.loads(
+        data, message["content-type"], message["content-encoding"], accept=accept
+    )
     return {"args": args, "kwargs": kwargs, **(embed or {})}

@@ -24,8 +24,10 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 
-from kombu.transport import TRANSPORT_ALIASES, redis
-from kombu.utils.json import loads
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as kombu_redis
+from kombu.transport.virtual import QoS as VirtualQoS
+from kombu.utils import json as kombu_json
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -33,6 +35,10 @@ from executor.broker import keys, scripts
 from executor.worker.deliveries import Delivery, Held, is_call
 
 logger = logging.getLogger(__name__)
+# Half typed, and overridden on purpose: to the type checker anything.
+_base: Any = kombu_redis
+_virtual_qos: Any = VirtualQoS
+_loads: Any = kombu_json.loads
 
 ALIAS = "kubeexecutor"
 #: How long an idle worker blocks on one list, in seconds: so late may it see another queue or priority.
@@ -93,7 +99,7 @@ def current() -> Consuming:
     return _consuming
 
 
-class QoS(redis.QoS):
+class QoS(_base.QoS):
     """Credit by what the process holds; acknowledgements by the pool thread."""
 
     def can_consume(self) -> bool:
@@ -103,12 +109,12 @@ class QoS(redis.QoS):
         consuming = current()
         if consuming.draining or not consuming.held.claimable:
             return 0
-        waiting_for_eta = max(0, self.prefetch_count - self.channel.initial_prefetch)
+        waiting_for_eta: int = max(0, self.prefetch_count - self.channel.initial_prefetch)
         return max(0, consuming.capacity() + waiting_for_eta - consuming.held.occupying)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if "ke" not in message.headers:  # claimed already: nothing to tell Redis; ours are the pool's from here on
-            redis.virtual.QoS.append(self, message, delivery_tag)
+            _virtual_qos.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         self._quick_ack(delivery_tag)
@@ -141,7 +147,7 @@ class QoS(redis.QoS):
         return current().held.get(worker, tag)
 
 
-class Channel(redis.Channel):
+class Channel(_base.Channel):
     """Claims instead of popping."""
 
     QoS = QoS
@@ -249,7 +255,7 @@ class Channel(redis.Channel):
         try:
             message = delivery.message
             if not is_call(message):
-                message = loads(delivery.raw.decode())  # kombu's own: dates and the like in headers
+                message = _loads(delivery.raw.decode())  # kombu's own: dates and the like in headers
             message["properties"]["delivery_tag"] = f"{delivery.worker}#{delivery.tag}"
         except (ValueError, KeyError, TypeError):
             logger.exception("A message on %s is no Celery message; it was dropped.", delivery.queue)
@@ -258,7 +264,7 @@ class Channel(redis.Channel):
         self.connection._deliver(message, delivery.queue)
 
 
-class Transport(redis.Transport):
+class Transport(_base.Transport):
     """The transport behind :func:`read_url`."""
 
     Channel = Channel
