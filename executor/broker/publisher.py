@@ -6,9 +6,10 @@ Every command is safe to repeat after a lost connection: publishing adds a messa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executor.broker import keys
+from executor.broker.lean import LeanConnection
 from executor.broker.replies import EntryId, entry_id
 from executor.broker.scripts import digest, runs_shebang, source
 
@@ -37,6 +38,7 @@ class Publisher:
 
     def __init__(self, redis: redis.asyncio.Redis, client: str) -> None:
         self._redis = redis
+        self._lean = LeanConnection(redis)
         self._client = client
         self._functions: set[str] = set()
         self._batches = keys.batches(client)
@@ -138,16 +140,15 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._redis.aclose()
+        await self._lean.close()
 
     async def _script(self, name: str, names: Sequence[str], args: Sequence[Any], *, shebang: bool) -> Any:
         from redis.exceptions import NoScriptError
 
-        run = cast("Any", self._redis.execute_command)
         try:
-            return await run("EVALSHA", digest(name, shebang), len(names), *names, *args)
+            return await self._lean.execute("EVALSHA", digest(name, shebang), len(names), *names, *args)
         except NoScriptError:
-            return await run("EVAL", source(name, shebang), len(names), *names, *args)
+            return await self._lean.execute("EVAL", source(name, shebang), len(names), *names, *args)
 
 
 def _text(reply: object) -> str:

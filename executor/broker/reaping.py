@@ -154,7 +154,7 @@ class Reaper:
         try:
             message = json.loads(raw)
             script = self._call(entry, message, story) if _is_call(message) else self._task(entry, message, raw, story)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # it may be anything
             logger.exception("A message of %s cannot be read; it is kept among the dead letters.", worker)
             script = entry.requeue("", "", task_letter({}, raw, entry.queue_key, [story], pool), [], [])
         return text(self._scripts.run(*script))

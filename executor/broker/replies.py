@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
+from executor.broker.lean import LeanConnection
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -35,7 +36,7 @@ class Replies:
     """
 
     def __init__(self, redis: redis.asyncio.Redis, client: str) -> None:
-        self._redis = redis
+        self._lean = LeanConnection(redis)
         self._key = keys.replies(client)
         self._last = b"0-0"
         self._untrimmed = 0
@@ -77,10 +78,10 @@ class Replies:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._redis.aclose()
+        await self._lean.close()
 
     async def _command(self, *args: Any) -> Any:
-        return await self._redis.execute_command(*args)  # type: ignore[no-untyped-call]
+        return await self._lean.execute(*args)
 
 
 def _bytes(value: Any) -> bytes:

@@ -1,1 +1,1 @@
-
+"""For tests of code that uses an executor."""
