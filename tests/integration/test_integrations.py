@@ -211,17 +211,18 @@ class TestJoblib:
         assert done.returncode == 0, done.stderr
         assert "fine" in done.lines()
 
+    @pytest.mark.timeout(180)  # scikit-learn is imported here and in each worker: 5 s on a busy machine
     def test_scikit_learn_grid_search(self, ex, joblib):
         pytest.importorskip("sklearn")
         from sklearn.datasets import load_iris
-        from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GridSearchCV
+        from sklearn.tree import DecisionTreeClassifier
 
         data, target = load_iris(return_X_y=True)
-        grid = {"C": [0.01, 0.1, 1.0, 10.0]}
-        here = GridSearchCV(LogisticRegression(max_iter=500), grid, cv=3).fit(data, target)
+        grid = {"max_depth": [1, 2, 4], "min_samples_leaf": [1, 5]}
+        here = GridSearchCV(DecisionTreeClassifier(random_state=0), grid, cv=3).fit(data, target)
         with joblib.parallel_config("kube", executor=ex):
-            there = GridSearchCV(LogisticRegression(max_iter=500), grid, cv=3).fit(data, target)
+            there = GridSearchCV(DecisionTreeClassifier(random_state=0), grid, cv=3).fit(data, target)
         assert there.best_params_ == here.best_params_
         assert there.cv_results_["mean_test_score"] == pytest.approx(here.cv_results_["mean_test_score"])
 
