@@ -174,10 +174,17 @@ class Session:
         await asyncio.wait([asyncio.wrap_future(self._starting)])
         await self._dispatcher.drained()
         await self._dispatcher.stop()
+        failure: Exception | None = None
         for pool in reversed(self.pools.values()):
-            await pool.stop(grace_s=0.0 if self._now else None)
+            try:
+                await pool.stop(grace_s=0.0 if self._now else None)
+            except Exception as error:  # the others are to be stopped all the same
+                log.warning("The pool %r could not be stopped: %r", pool.spec.name, error)
+                failure = failure or error
         if self.store is not None:
             self.store.close()
+        if failure is not None:
+            raise failure
 
     async def _give_up(self, now: bool) -> None:
         dispatcher = self._dispatcher
@@ -227,8 +234,8 @@ class Session:
                 lane.adopted = True
                 dispatcher.adopt(lane)
             dispatcher.wake(lane)  # under the lock: from here on the executor is not idle, and its loop goes on
-        if lane.options.expires is not None:
-            dispatcher.loop.call(self._expire_later, dispatcher, [future], lane.options.expires)
+            if lane.options.expires is not None:
+                dispatcher.loop.call(self._expire_later, dispatcher, [future], lane.options.expires)
 
     def _check_open(self, dispatcher: Dispatcher) -> None:
         if self.closed:
@@ -254,12 +261,12 @@ class Session:
         with dispatcher.lock:
             self.check_open()
             dispatcher.loop.call(add)
-        if lane.options.expires is not None:
-            dispatcher.loop.call(
-                dispatcher.loop.loop.call_later,
-                lane.options.expires,
-                lambda: dispatcher.loop.start(self._expire_map(dispatcher, lane, first + len(items))),
-            )
+            if lane.options.expires is not None:
+                dispatcher.loop.call(
+                    dispatcher.loop.loop.call_later,
+                    lane.options.expires,
+                    lambda: dispatcher.loop.start(self._expire_map(dispatcher, lane, first + len(items))),
+                )
 
     def finish_lanes(self, lanes: list[CallLane], *, wait: bool, cancel: bool) -> None:
         """Let the calls of some lanes finish, or cancel those that have not started."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -109,7 +109,7 @@ class Submitter:
             state.end(len(items))
             session.add_items(lane, 0, items)
         elif asynchronous:
-            feed_async = _AsyncFeed(session, lane, state, aiter(items), buffersize or ASYNC_BUFFERSIZE)
+            feed_async = _AsyncFeed(session, lane, state, items, buffersize or ASYNC_BUFFERSIZE)
         else:
             feed = _Feed(session, lane, state, iter(items), cast("int", buffersize))
             feed(0)
@@ -145,7 +145,7 @@ def _items(iterables: tuple[Any, ...], star: bool, eager: bool, asynchronous: bo
     return list(found) if eager else found
 
 
-async def _zipped(iterables: tuple[Any, ...], star: bool) -> AsyncIterator[Any]:
+async def _zipped(iterables: tuple[Any, ...], star: bool) -> AsyncGenerator[Any]:
     iterators = [aiter(each) if isinstance(each, AsyncIterable) else iter(each) for each in iterables]
     while True:
         item = []
@@ -185,7 +185,7 @@ class _AsyncFeed:
     """As :class:`_Feed`, from an async iterator. Takes one item at a time, so that a slow source delays nothing."""
 
     def __init__(
-        self, session: Session, lane: MapLane, state: MapState, items: AsyncIterator[Any], buffersize: int
+        self, session: Session, lane: MapLane, state: MapState, items: AsyncGenerator[Any], buffersize: int
     ) -> None:
         self._session, self._lane, self._state = session, lane, state
         self._items, self._buffersize = items, buffersize
@@ -226,6 +226,7 @@ class _AsyncFeed:
                     await self._room.wait()
         finally:
             state.end(state.added)
+            await self._items.aclose()
 
 
 def _show_progress(state: MapState, fn: Callable[..., Any], total: int | None) -> None:

@@ -160,7 +160,7 @@ class Dispatcher:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()
             await self._replies.close()
-        self.break_with(PoolBroken("The executor has been shut down."))  # whatever has slipped in since
+        self.break_with(PoolBroken("cannot schedule new futures after shutdown"))  # whatever has slipped in since
 
     def break_with(self, error: BaseException) -> None:
         """Nothing will come any more: every future fails with ``error``, and so does every later submit."""

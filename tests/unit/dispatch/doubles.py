@@ -106,6 +106,7 @@ class FakeBroker:
         self.runs = 1
         self.number = 0
         self.published: list[str] = []
+        self.handed_out: list[Claimed] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -136,7 +137,8 @@ class FakeBroker:
             return None
         one = envelope.decoded(loads(self.queue.pop(0)))
         self.batches[one.id] = worker
-        return Claimed(self, one)
+        self.handed_out.append(Claimed(self, one))
+        return self.handed_out[-1]
 
     def claim_all(self) -> list[Claimed]:
         """All messages of the queue."""
