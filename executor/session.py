@@ -25,11 +25,11 @@ from executor.dispatch.lanes import Batch, CallLane, Lane, expired
 from executor.dispatch.loop_thread import LoopThread
 from executor.dispatch.map_lane import MapLane
 from executor.errors import KubeExecutorError, PoolBroken
-from executor.stores.base import BlobStore, open_store
 from executor.wire.functions import FunctionCache, PickledFunction
 
 if TYPE_CHECKING:
     from executor.pools.base import WorkerPool
+    from executor.stores.base import BlobStore
     from executor.tasks.call_options import CallOptions
 
 log = logging.getLogger("executor")
@@ -122,6 +122,7 @@ class Session:
         from executor.broker.connection import connect_async
         from executor.broker.publisher import Publisher
         from executor.broker.replies import Replies
+        from executor.broker.stores import store_for
 
         assert self._dispatcher is not None
         first, *others = self.pools.values()
@@ -129,8 +130,7 @@ class Session:
         for pool in others:
             pool.join(first)
             await pool.start()
-        locator = getattr(first, "store", None)
-        self.store = open_store(locator, create=False) if locator else None
+        self.store = store_for(first.store, self.client) if first.store else None
         publisher = Publisher(connect_async(first.address, client_name=f"ke-client:{self.client}"), self.client)
         replies = Replies(connect_async(first.address, client_name=f"ke-replies:{self.client}"), self.client)
         await self._dispatcher.start(publisher, replies)
@@ -171,9 +171,9 @@ class Session:
     async def _stop(self) -> None:
         assert self._dispatcher is not None
         assert self._starting is not None
-        await asyncio.wait([asyncio.wrap_future(self._starting)])
+        await asyncio.gather(asyncio.wrap_future(self._starting), return_exceptions=True)
         await self._dispatcher.drained()
-        await self._dispatcher.stop()
+        await self._dispatcher.stop([self._queue(name) for name, pool in self.pools.items() if pool.owned])
         failure: Exception | None = None
         for pool in reversed(self.pools.values()):
             try:

@@ -16,6 +16,11 @@ def pool_queue(executor: str, pool: str) -> str:
     return f"ke.{executor}.{pool}"
 
 
+def queue_keys(queue: str) -> list[str]:
+    """All that kombu keeps for a queue: its priority lists, and what it is bound to."""
+    return [*priority_queues(queue), f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
+
+
 def executor_of(queue: str) -> str:
     """The executor in a name of :func:`pool_queue`."""
     return queue.removeprefix("ke.").rpartition(".")[0]

@@ -133,9 +133,14 @@ class Publisher:
         self._shebang = runs_shebang(str(info["redis_version"]))
         return str(info["run_id"])
 
-    async def leave(self) -> None:
-        """Remove what belongs to this client; functions and outcomes of a later time find nobody."""
+    async def leave(self, queues: Iterable[str] = ()) -> None:
+        """Remove what belongs to this client; functions and outcomes of a later time find nobody.
+
+        Args:
+            queues: Queues that nobody else uses; they go too.
+        """
         mine = [keys.client(self._client), keys.replies(self._client), self._batches, keys.cancels(self._client)]
+        mine += [key for queue in queues for key in keys.queue_keys(queue)]
         await self._redis.delete(*mine, *(keys.function(self._client, name) for name in self._functions))
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -148,14 +148,18 @@ class Dispatcher:
             self._idle.clear()
             await self._idle.wait()
 
-    async def stop(self) -> None:
-        """Stop sending and reading; leave nothing of this client at the broker."""
+    async def stop(self, queues: Sequence[str] = ()) -> None:
+        """Stop sending and reading; leave nothing of this client at the broker.
+
+        Args:
+            queues: Queues that go with it.
+        """
         await _cancelled([*self._tasks, *([self._recovery] if self._recovery is not None else [])])
         self._tasks = []
         if self.publisher is not None and self._replies is not None:
             try:
                 if not isinstance(self.broken, BrokerUnavailable):
-                    await asyncio.wait_for(self.publisher.leave(), 2)
+                    await asyncio.wait_for(self.publisher.leave(queues), 2)
             except Exception as error:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()
@@ -444,11 +448,11 @@ class Dispatcher:
         for offset in fresh:
             self._settle_one(batch, first + offset, opened[offset], header.get("bufs"), offset)
 
-    def _opened(self, lane: Lane, header: dict[str, Any], payload: memoryview) -> Sequence[Any]:
+    def _opened(self, lane: Lane, header: dict[str, Any], payload: memoryview) -> list[Any]:
         """The values of a reply, or its outcomes, still closed."""
         number = header["n"]
         if header["kind"] != "values":
-            return outcome_segments(payload, number)
+            return [*outcome_segments(payload, number)]
         values: list[Any] = unpacked(payload, header.get("bufs") or [], lane.store, last=True)
         if len(values) != number:
             raise ValueError(f"a reply announces {number} values and holds {len(values)}")

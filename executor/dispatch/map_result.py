@@ -341,11 +341,10 @@ class MapResult(Iterator[T], AsyncIterator[T], Generic[T]):
     def close(self) -> None:
         """Give up: calls that have not started will not run. Iterating further ends at once."""
         self._run.close()
-        if not self._results.gi_running:
-            try:
-                self._results.close()
-            except ValueError:
-                pass  # another thread iterates just now, and finds the end
+        try:
+            self._results.close()
+        except ValueError:
+            pass  # another thread iterates just now, and finds the end
 
     async def aclose(self) -> None:
         """As :meth:`close`."""

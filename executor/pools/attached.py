@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from executor.broker.address import BrokerAddress
 from executor.pools.base import PoolState, PoolStatus, WorkerPool
 from executor.tasks.pool_spec import PoolSpec
-from executor.tasks.worker_context import WorkerContext
+
+if TYPE_CHECKING:
+    from executor.tasks.worker_context import WorkerContext
 
 
 class AttachedPool(WorkerPool):
@@ -15,6 +19,8 @@ class AttachedPool(WorkerPool):
         context: Of the worker that this process belongs to.
         name: Of the pool.
     """
+
+    owned = False
 
     def __init__(self, context: WorkerContext, name: str) -> None:
         super().__init__(PoolSpec(name=name))

@@ -79,8 +79,11 @@ class WorkerPool(ABC):
         spec: What was declared.
         on_broken: Called once when the workers are gone for good, with the exception for every open future.
         store: Locator of the store for large values, or None.
+        owned: Whether it ends with this executor, and its queues with it.
         on_worker_died: Called for each worker that ended unasked; it is being replaced meanwhile.
     """
+
+    owned = True
 
     def __init__(self, spec: PoolSpec) -> None:
         self.spec = spec

@@ -15,7 +15,7 @@ import sys
 import threading
 from base64 import b64decode
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from executor.tasks.worker_context import WorkerContext, set_worker_context
@@ -109,18 +109,10 @@ class Child:
 
 
 def _stores(locator: str) -> Callable[[str], BlobStore]:
-    """One store for all clients, or in the broker one for each."""
-    if not locator.startswith(("redis", "unix:")):
-        from executor.stores.base import open_store
+    """One store for each client."""
+    from executor.broker.stores import store_for
 
-        store = open_store(locator, create=False)
-        return lambda client: store
-
-    from executor.broker.address import BrokerAddress
-    from executor.broker.redis_store import RedisStore
-
-    address = BrokerAddress.parse(locator)
-    return cache(lambda client: RedisStore(address, client))
+    return lru_cache(64)(lambda client: store_for(locator, client))
 
 
 def _initialized(setup: dict[str, Any]) -> str:

@@ -310,7 +310,7 @@ class FakePublisher:
         self._broker.check()
         return str(self._broker.runs)
 
-    async def leave(self) -> None:
+    async def leave(self, queues: object = ()) -> None:
         self.left = True
 
     async def close(self) -> None:

@@ -1,0 +1,31 @@
+"""Opens any store for large values: those of :mod:`executor.stores`, or the broker itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor.stores.base import open_store
+
+if TYPE_CHECKING:
+    from executor.stores.base import BlobStore
+
+_BROKER_SCHEMES = ("redis:", "rediss:", "unix:")
+
+
+def store_for(locator: str, client: str) -> BlobStore:
+    """The store behind a locator, for the values of one client.
+
+    Args:
+        locator: ``redis://``, ``rediss://`` or ``unix://`` (raw keys there), or what :func:`open_store` takes.
+        client: Whose values; names the keys at a broker.
+
+    Raises:
+        ValueError: No such kind of store.
+        OSError: The directory cannot be used.
+    """
+    if not locator.startswith(_BROKER_SCHEMES):
+        return open_store(locator, create=locator.startswith("file:"))
+    from executor.broker.address import BrokerAddress
+    from executor.broker.redis_store import RedisStore
+
+    return RedisStore(BrokerAddress.parse(locator), client)

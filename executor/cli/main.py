@@ -1,0 +1,67 @@
+"""``kube-executor``: look whether everything is in place."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import sys
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from executor.errors import KubeExecutorError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        Exit code: 0 when all is well, 1 when something is not, 2 for wrong arguments.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.command != "check":
+        _parser().print_help()
+        return 2
+    try:
+        _check(arguments.broker_url, arguments.max_workers)
+    except (KubeExecutorError, ValueError) as error:
+        print(f"kube-executor: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kube-executor", description="Python callables on warm workers, behind concurrent.futures."
+    )
+    parser.add_argument("--version", action="version", version=f"kube-executor {version('kube-executor')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    check = commands.add_parser("check", help="start an executor, run one call, say what was found")
+    check.add_argument("--broker-url", metavar="URL", help="a Redis or Valkey of yours; without it, one is started")
+    check.add_argument("--max-workers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    return parser
+
+
+def _check(broker_url: str | None, max_workers: int) -> None:
+    from executor.broker.address import BrokerAddress
+    from executor.broker.connection import check
+    from executor.kube_executor import KubeExecutor
+
+    began = time.perf_counter()
+    with KubeExecutor(max_workers, broker_url=broker_url) as ex:
+        server = asyncio.run(check(BrokerAddress.parse(ex.broker_url)))
+        whose = "yours" if broker_url else "embedded"
+        print(f"server   {server.server} {server.version} ({whose})")
+        print(f"client   Python {platform.python_version()}, kube-executor {version('kube-executor')}")
+        print(f"worker   Python {ex.submit(platform.python_version).result()}")
+        print(f"first result after {time.perf_counter() - began:.2f} s")
+        began = time.perf_counter()
+        ex.submit(platform.python_version).result()
+        print(f"a call there and back in {1000 * (time.perf_counter() - began):.1f} ms")
