@@ -19,13 +19,13 @@ iterable in ``imap`` does not keep other calls from starting.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from executor.errors import PoolBroken
@@ -68,6 +68,7 @@ class Pool:
 
     Raises:
         ValueError, TypeError: As ``multiprocessing.Pool`` raises them.
+        BrokerError, PoolError: The workers cannot be started; says why.
     """
 
     def __init__(
@@ -91,8 +92,14 @@ class Pool:
         self._jobs: set[Job] = set()
         self._deliveries = Deliveries()
         self._executor = KubeExecutor(self._processes, initializer=initializer, initargs=tuple(initargs), **options)
+        try:
+            self._executor.start()
+        except BaseException:
+            self._executor.terminate()
+            raise
         self._state = RUN
         _pools.add(self)
+        _end_with_interpreter()
 
     def __repr__(self) -> str:
         cls = type(self)
@@ -111,11 +118,11 @@ class Pool:
         self.terminate()
 
     def __del__(self, _warn: Any = warnings.warn, _getpid: Any = os.getpid) -> None:
-        # The executor ends its workers when it is let go of; jobs hold their pool, so none is left here.
         if self._state == INIT or self._pid != _getpid():
             return
         if self._state == RUN:
             _warn(f"unclosed running pool {self!r}", ResourceWarning, source=self)
+        self._executor.shutdown(wait=False)  # jobs hold their pool: none is left here
         self._deliveries.stop(wait=False)
 
     # --- one call -------------------------------------------------------------------------------
@@ -170,7 +177,7 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult:
         """:meth:`map` without waiting; see :meth:`apply_async` for the callbacks."""
-        return self._map_async(partial(run_chunk, func), iterable, chunksize, callback, error_callback)
+        return self._map_async(functools.partial(run_chunk, func), iterable, chunksize, callback, error_callback)
 
     def starmap(
         self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
@@ -187,7 +194,7 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult:
         """:meth:`starmap` without waiting; see :meth:`apply_async` for the callbacks."""
-        return self._map_async(partial(run_star_chunk, func), iterable, chunksize, callback, error_callback)
+        return self._map_async(functools.partial(run_star_chunk, func), iterable, chunksize, callback, error_callback)
 
     def _map_async(
         self,
@@ -237,7 +244,7 @@ class Pool:
         if chunksize == 1:
             self._feed(result, func, chunks)
         else:
-            self._feed(result, partial(run_chunk, func), zip(chunks))
+            self._feed(result, functools.partial(run_chunk, func), zip(chunks))
         return result
 
     # --- the end --------------------------------------------------------------------------------
@@ -360,11 +367,13 @@ def _terminate_all() -> None:
         pool.terminate()
 
 
-# Registered after the executor's own, which is registered when it is imported; the last one is called first.
-try:
-    threading._register_atexit(_terminate_all)  # type: ignore[attr-defined]
-except (AttributeError, RuntimeError):
-    atexit.register(_terminate_all)
+@functools.cache
+def _end_with_interpreter() -> None:
+    """Registered once, after the first executor has registered its own: the last one is called first."""
+    try:
+        threading._register_atexit(_terminate_all)  # type: ignore[attr-defined]  # as concurrent.futures does
+    except (AttributeError, RuntimeError):
+        atexit.register(_terminate_all)
 
 
 def _checked_processes(processes: int | None) -> int:

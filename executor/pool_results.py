@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from multiprocessing import TimeoutError  # the very class that callers of a Pool catch
-from multiprocessing.pool import MaybeEncodingError
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -52,7 +52,7 @@ class Home(Protocol):
     def _deliver(self, work: Callable[[], None]) -> None: ...
 
 
-class ResultEncodingError(MaybeEncodingError, SerializationError):
+class ResultEncodingError(MaybeEncodingError, SerializationError):  # type: ignore[misc]
     """A result or an exception could not be pickled by the worker.
 
     Attributes:

@@ -130,11 +130,16 @@ class LeftoverContract:
         with pytest.raises(Exception, match="terminated"):
             future.result(DEADLINE_S)
 
-    def test_changed_directory_and_closed_files_harm_nobody(self, executor: Any, gate: Gate, tmp_path: Path) -> None:
+    def test_a_changed_directory_harms_nobody(self, executor: Any, gate: Gate, tmp_path: Path) -> None:
         with nobody_harmed(executor, gate):
             executor.submit(calls.change_directory, str(tmp_path)).result(DEADLINE_S)
-            executor.submit(calls.close_standard_files).result(DEADLINE_S)
             assert executor.submit(calls.square, 3).result(DEADLINE_S) == 9
+
+    def test_closed_standard_files_do_not_harm_the_calls_after_it(self, make_executor: Callable[..., Any]) -> None:
+        with make_executor(max_workers=1) as executor:
+            executor.submit(calls.close_standard_files).result(DEADLINE_S)
+            executor.submit(print, "to nobody, perhaps").result(DEADLINE_S)
+            assert executor.submit(calls.use_process_pool, 3).result(DEADLINE_S) == [0, 1, 4]
 
     def test_a_call_may_fork(self, executor: Any) -> None:
         for _ in range(3):
