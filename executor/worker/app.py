@@ -82,7 +82,7 @@ def load_app(config: WorkerConfig) -> Any:
     app.conf.broker_transport_options = {
         **options,
         "socket_timeout": transport.SOCKET_TIMEOUT_S,
-        "health_check_interval": 0,
+        "health_check_interval": transport.OVERDUE_S,
         "client_name": client_name(config.worker),
     }
     return app

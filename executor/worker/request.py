@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: More calls than any client puts into one batch: a range outside the signature must not make us answer for ever.
+MOST_CALLS = 1_000_000
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -101,8 +103,8 @@ class Intake:
         """The job of a message; None where it was answered with an error or dropped."""
         delivery.in_pool = True
         try:
-            envelope = wire.decoded(delivery.message)
-        except (KeyError, TypeError, ValueError):
+            envelope = _readable(delivery)
+        except Exception:  # nothing of it is verified yet: it may be anything
             logger.exception("A call message cannot be read; it was dropped.")
             self._crew.post(lambda: self._drop(delivery))
             return None
@@ -193,6 +195,19 @@ def _strategy(
         intake.start(job)
 
     return receive
+
+
+def _readable(delivery: Delivery) -> wire.Envelope:
+    """The envelope of a message, if it may be answered at all.
+
+    Raises:
+        ValueError: It names more calls than any batch has.
+        Exception: It is not one of ours.
+    """
+    envelope = wire.decoded(delivery.message)
+    if not 0 < envelope.end - envelope.first <= MOST_CALLS:
+        raise ValueError(f"calls {envelope.first} to {envelope.end}")
+    return envelope
 
 
 def _check(header: dict[str, Any], envelope: wire.Envelope) -> None:

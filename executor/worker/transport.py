@@ -29,7 +29,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils import json as kombu_json
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from executor.broker import keys, scripts
 from executor.worker.deliveries import Delivery, Held, is_call
@@ -45,6 +45,9 @@ ALIAS = "kubeexecutor"
 BLOCK_S = 0.25
 #: Longer than any block: a server that says nothing for so long is gone, in seconds.
 SOCKET_TIMEOUT_S = 10.0
+#: A claim is answered within its block time; a connection that owes its answer for so much longer is dropped (a
+#: half-open one never becomes readable), in seconds.
+OVERDUE_S = 5
 #: At most so many messages in one claim.
 CLAIM_AT_MOST = 16
 
@@ -153,7 +156,7 @@ class Channel(_base.Channel):
     QoS = QoS
     socket_timeout = SOCKET_TIMEOUT_S
     socket_connect_timeout = 5.0
-    health_check_interval = 0
+    health_check_interval = OVERDUE_S
     #: Prefetch count as first set; what is above it is Celery's room for ETA tasks.
     initial_prefetch = 0
     _busy = False
@@ -253,15 +256,21 @@ class Channel(_base.Channel):
             current().give_back(delivery)
             return
         try:
-            message = delivery.message
-            if not is_call(message):
-                message = _loads(delivery.raw.decode())  # kombu's own: dates and the like in headers
-            message["properties"]["delivery_tag"] = f"{delivery.worker}#{delivery.tag}"
-        except (ValueError, KeyError, TypeError):
-            logger.exception("A message on %s is no Celery message; it was dropped.", delivery.queue)
-            current().acknowledge(delivery)
-            return
-        self.connection._deliver(message, delivery.queue)
+            self.connection._deliver(self._opened(delivery), delivery.queue)
+        except (RedisError, OSError):
+            raise
+        except Exception:  # whoever wrote it: no message may end the worker, and the next one that claims it
+            logger.exception("A message on %s cannot be opened; it was dropped.", delivery.queue)
+            if not delivery.in_pool:
+                current().acknowledge(delivery)
+
+    @staticmethod
+    def _opened(delivery: Delivery) -> dict[str, Any]:
+        message = delivery.message
+        # Ours are verified and decoded by the intake; for others, kombu's own reader knows dates and the like.
+        message = {**message, "body": ""} if is_call(message) else _loads(delivery.raw.decode())
+        message["properties"] = {**message["properties"], "delivery_tag": f"{delivery.worker}#{delivery.tag}"}
+        return message
 
 
 class Transport(_base.Transport):

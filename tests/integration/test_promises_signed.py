@@ -14,7 +14,7 @@ import pytest
 from executor import KubeExecutor
 from executor.errors import BadSignature
 from executor.wire import envelope, frame, outcome, segments, signing
-from tests.faults import Journal, broker_of, noted, parent_of, started
+from tests.faults import ExtraWorker, Journal, broker_of, noted, parent_of, registered, started
 from tests.support import until
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def client_of(broker: redis.Redis) -> str:
     """Id of the (one) client, as anybody with access to the broker can see it."""
     (name,) = broker.keys("ke:client:*")
     return str(name.decode().removeprefix("ke:client:"))
+
+
+def roots(broker: redis.Redis, client: str) -> list[str]:
+    """Ids of the messages that are out."""
+    return [name.decode() for name in broker.hkeys(f"ke:batches:{client}")]
 
 
 def queue_of(broker: redis.Redis) -> str:
@@ -258,6 +263,21 @@ def test_a_call_whose_message_is_spoilt_on_the_way_fails_with_bad_signature(
     assert still_works(executor)
 
 
+def test_what_cannot_be_read_does_not_keep_the_rest_of_a_dead_worker(
+    executor: KubeExecutor, broker: redis.Redis, tmp_path: Path
+) -> None:
+    queue = queue_of(broker)
+    with ExtraWorker(parent_of(broker), tmp_path, slots=1, lease_s=1.0) as extra:
+        (theirs,) = [worker for worker, entry in registered(broker).items() if entry["pid"] == extra.pid]
+        extra.freeze()
+        for tag, raw in enumerate([b"[]", b"\xff", b"{" * 5000, b'{"headers": 3}', b""], 9000):
+            broker.hset(f"ke:inflight:{theirs}", str(tag), queue.encode() + b"\n" + raw)
+        extra.kill()
+        until(lambda: theirs not in registered(broker), what="the dead worker is reaped")
+    assert not broker.exists(f"ke:inflight:{theirs}")
+    assert still_works(executor)
+
+
 # --- functions ------------------------------------------------------------------------------------------------------
 
 
@@ -288,9 +308,10 @@ def test_forged_replies_are_not_unpickled_and_settle_nothing(
 ) -> None:
     journal = Journal(tmp_path / "journal")
     client = client_of(broker)
+    before = set(roots(broker, client))
     future = executor.submit(noted, journal, "it", 1.0)
     journal.wait("started")
-    (root,) = [name.decode() for name in broker.hkeys(f"ke:batches:{client}")]
+    (root,) = set(roots(broker, client)) - before
     header = {
         "root": root,
         "id": root,
@@ -335,9 +356,10 @@ def test_replies_of_one_client_are_worth_nothing_to_another(
     broker.set("ke:client:other", "1", ex=60)
     (master,) = _master_keys(broker)
     theirs = signing.client_key(master, "other")
+    before = set(roots(broker, client))
     future = executor.submit(noted, journal, "it", 0.7)
     journal.wait("started")
-    (root,) = [name.decode() for name in broker.hkeys(f"ke:batches:{client}")]
+    (root,) = set(roots(broker, client)) - before
     header = {"root": root, "id": root, "worker": "w", "pid": 1, "kind": "broken", "message": "replayed"}
     broker.xadd(f"ke:replies:{client}", {"m": frame.sealed(theirs, frame.REPLY, header)})
 
