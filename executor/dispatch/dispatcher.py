@@ -18,12 +18,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from executor.broker import keys
+from executor.broker import failures, keys
 from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
@@ -265,8 +265,6 @@ class Dispatcher:
             await self._publish(batches)
 
     async def _publish(self, batches: list[Batch]) -> None:
-        from redis.exceptions import RedisError, ResponseError
-
         publisher = self._connected()
         pause_s = 0.05
         while batches := [batch for batch in batches if batch.remaining and batch.root in self.ledger]:
@@ -276,9 +274,9 @@ class Dispatcher:
                 for batch in batches:
                     batch.published = True
                 return
-            except ResponseError as error:  # the server is full, or loading: nothing was taken
+            except failures.REFUSED as error:  # the server is full, or loading: nothing was taken
                 log.warning("The broker refuses new calls for now: %s. They wait here.", error)
-            except (RedisError, OSError) as error:
+            except failures.LOST as error:
                 log.warning("Lost the broker while publishing: %s. Trying again.", error)
                 await self._reconnected()
                 batches = [batch for batch, absent in await self._not_at_broker(batches) if absent == batch.messages()]
@@ -300,12 +298,10 @@ class Dispatcher:
 
     async def _not_at_broker(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
         """Which of these batches have calls with neither an outcome nor a message at the broker; and those messages."""
-        from redis.exceptions import RedisError
-
         while True:
             try:
                 return await self._asked_for(batches)
-            except (RedisError, OSError) as error:
+            except failures.LOST as error:
                 log.warning("Lost the broker while asking what it has: %s. Trying again.", error)
             await asyncio.sleep(0.05)
             await self._reconnected()
@@ -330,14 +326,12 @@ class Dispatcher:
     # --- back -----------------------------------------------------------------------------------
 
     async def _read_forever(self, run: str) -> None:
-        from redis.exceptions import RedisError
-
         assert self._replies is not None
         while True:
             try:
                 for value in await self._replies.read():
                     self._on_entry(value)
-            except (RedisError, OSError) as error:
+            except failures.LOST as error:
                 log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
                 await asyncio.sleep(0.05)
                 now = await self._reconnected()
@@ -501,15 +495,13 @@ class Dispatcher:
         Raises:
             BrokerUnavailable: Not within BROKER_TIMEOUT_S.
         """
-        from redis.exceptions import RedisError
-
         deadline, pause_s = self.loop.loop.time() + BROKER_TIMEOUT_S, 0.05
         while True:
             try:
                 if not await self._connected().stay_alive():
                     self._start_over()
                 return await self._connected().server_run()
-            except (RedisError, OSError) as error:
+            except failures.LOST as error:
                 if self.loop.loop.time() > deadline:
                     raise BrokerUnavailable(
                         f"The broker has not answered for {BROKER_TIMEOUT_S:g} s: {error}. "
@@ -519,8 +511,6 @@ class Dispatcher:
             pause_s = min(2 * pause_s, 1.0)
 
     async def _stay_alive_forever(self) -> None:
-        from redis.exceptions import RedisError
-
         renewed = self.loop.loop.time()
         while True:
             await asyncio.sleep(CHECK_S)
@@ -532,7 +522,7 @@ class Dispatcher:
                 if not await self._connected().stay_alive():
                     log.warning("The broker has lost its data.")
                     self._start_over()
-            except (RedisError, OSError) as error:
+            except failures.LOST as error:
                 log.debug("no sign of life reached the broker: %s", error)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -16,7 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.batcher import MAX_BYTES, Durations
-from executor.errors import BadSignature, CallExpired, SerializationError, VersionMismatch, WorkerLost
+from executor.errors import (
+    BadSignature,
+    CallExpired,
+    KubeExecutorError,
+    SerializationError,
+    VersionMismatch,
+    WorkerLost,
+)
 from executor.stores.offload import blob_refs, unpacked
 from executor.tasks.call_options import CallOptions, retry_delay_s
 from executor.wire import outcome, pickling, segments
@@ -174,6 +181,8 @@ class Lane(ABC):
             if status == outcome.EXCEPTION:
                 return pickling.exception_from(body), None
             return outcome.error_from(body), None
+        except KubeExecutorError as failure:  # a blob that is missing, or was altered, says so itself
+            return failure, None
         except BaseException as failure:  # code of the user's runs here, which must not end the loop thread
             what = "The result" if status == outcome.VALUE else "The exception of the call"
             return pickling.load_error(what, failure), None

@@ -34,6 +34,9 @@ class Reporter(Protocol):
     def advance(self, done: int, failed: int) -> None:
         """So many more items have an outcome; ``failed`` of them raised."""
 
+    def set_total(self, total: int) -> None:
+        """So many items there are in all, as is known now."""
+
     def close(self) -> None:
         """There is no more to come."""
 
@@ -112,6 +115,8 @@ class MapState:
             self._changed.notify_all()
             listeners, self._listeners = self._listeners, []
         self._tell(listeners)
+        if self._reporter is not None:
+            self._reporter.set_total(total)
         self._report(0, 0)
 
     def close(self) -> None:

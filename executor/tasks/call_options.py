@@ -58,9 +58,10 @@ class CallOptions:
             raise ValueError(f"max_deliveries={self.max_deliveries!r} must be 1 (at most once) or more.")
         if not 0 <= self.priority <= 9:
             raise ValueError(f"priority={self.priority!r} must be from 0 (first) to 9 (last).")
-        for field, value in (("pool", self.pool), ("name", self.name or "")):
-            if not isinstance(value, str):
-                raise TypeError(f"{field}={value!r} must be a string.")
+        for field in ("pool", "name"):
+            text = getattr(self, field)
+            if not isinstance(text, str) and (field == "pool" or text is not None):
+                raise TypeError(f"{field}={text!r} must be a string.")
         self._exception_types()
 
     def _seconds(self, field: str) -> float | None:

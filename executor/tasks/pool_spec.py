@@ -39,7 +39,8 @@ class PoolSpec:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        name: object = self.name  # fields hold whatever was given
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise ValueError(
                 f"name={self.name!r}: a pool's name has lower-case letters, digits and dashes, at most 40."
             )
@@ -49,9 +50,9 @@ class PoolSpec:
             raise ValueError("max_workers must be greater than 0")
         if isinstance(self.queues, str):
             raise ValueError(f"queues={self.queues!r} is a string; write queues=[{self.queues!r}].")
-        if any(not isinstance(queue, str) or not queue for queue in self.queues):
+        if not all(_is_name(queue) for queue in self.queues):
             raise ValueError(f"queues={list(self.queues)!r} must hold names of Celery queues.")
-        if self.celery_app is not None and not (isinstance(self.celery_app, str) and _APP.fullmatch(self.celery_app)):
+        if self.celery_app is not None and not (_is_name(self.celery_app) and _APP.fullmatch(self.celery_app)):
             raise ValueError(
                 f"celery_app={self.celery_app!r}: write it as 'package.module:app', as `celery -A` takes it."
             )
@@ -64,3 +65,7 @@ class PoolSpec:
                 f"celery_app={self.celery_app!r} needs queues=[...]: the Celery queues its tasks come from."
             )
         object.__setattr__(self, "queues", tuple(self.queues))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""

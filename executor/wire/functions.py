@@ -68,7 +68,7 @@ class FunctionCache:
 
 def is_importable(thing: FunctionType | type) -> bool:
     """Whether another process finds the same function or class by its module and name."""
-    module = thing.__module__
+    module: Any = thing.__module__  # may be None, whatever its type says
     if not isinstance(module, str) or module == "__main__" or _registered_by_value(module):
         return False
     found: Any = sys.modules.get(module)

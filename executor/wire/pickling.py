@@ -157,7 +157,7 @@ def _dumps_by_value(value: object, callback: Callable[[PickleBuffer], bool] | No
 
 @cache
 def _value_pickler() -> Any:
-    """The pickler of cloudpickle, whose functions see what an initializer has set; imported late, for it takes 40 ms."""
+    """The pickler of cloudpickle, whose functions see what an initializer has set; imported late: it takes 40 ms."""
     import cloudpickle
 
     class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]

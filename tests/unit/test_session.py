@@ -26,6 +26,7 @@ class PoolDouble:
 
     slots = 2
     on_broken: Any = None
+    owned = True
 
     def __init__(self, name: str = "default", error: Exception | None = None) -> None:
         self.spec = PoolSpec(name=name)
@@ -120,12 +121,16 @@ def test_session_that_cannot_start_says_why_to_everybody() -> None:
     session.close().result(10)
 
 
-async def test_session_that_cannot_start_says_why_on_the_futures_of_a_loop() -> None:
+async def test_session_that_cannot_start_says_why_on_a_loop_too() -> None:
     session = OfflineSession(start_error=PoolStartError("no memory"))
-    (future,) = submit(Submitter(session, CallOptions()), 1)
-    with pytest.raises(PoolStartError, match="no memory"):
+
+    async def call() -> None:
+        (future,) = submit(Submitter(session, CallOptions()), 1)  # raises here if the loop thread was quick
         await future
-    session.close()
+
+    with pytest.raises(PoolStartError, match="no memory"):
+        await call()
+    await asyncio.wrap_future(session.close())
 
 
 def test_session_starts_once_for_many_threads(session: OfflineSession, submitter: Submitter) -> None:

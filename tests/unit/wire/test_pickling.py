@@ -67,7 +67,7 @@ def test_plain_values_come_back(value: Any) -> None:
 
 
 def test_plain_values_never_reach_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickling, "_cloudpickle", lambda: pytest.fail("cloudpickle was asked"))
+    monkeypatch.setattr(pickling, "_value_pickler", lambda: pytest.fail("cloudpickle was asked"))
     pickling.dumps({"a": [1, 2.0, "three", b"4", (None, True)], "f": subprocess.run})
 
 
