@@ -186,7 +186,7 @@ class Calls(Executor):
 
 
 class ExecutorView(Calls):
-    """An executor with other options; made by :meth:`Calls.options`. Its ``shutdown`` ends the view, not the executor."""
+    """An executor with other options, made by :meth:`Calls.options`; ``shutdown`` ends the view, not the executor."""
 
     def __init__(self, parent: Calls, options: CallOptions) -> None:
         self._parent = parent

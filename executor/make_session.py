@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
 from executor.broker.address import BrokerAddress
@@ -13,8 +13,10 @@ from executor.pools.attached import AttachedPool
 from executor.pools.local import LocalOptions, LocalPool
 from executor.session import Session
 from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
-from executor.tasks.worker_context import WorkerContext
 from executor.wire import pickling, signing
+
+if TYPE_CHECKING:
+    from executor.tasks.worker_context import WorkerContext
 
 
 def new_id() -> str:

@@ -5,7 +5,13 @@
 ``KUBE_EXECUTOR_MAX_WORKERS``           as ``max_workers=``
 ======================================  ===============================================================
 
-An argument wins over the environment.
+An argument wins over the environment. A worker process is told by whoever starts it:
+
+======================================  ===============================================================
+``KUBE_EXECUTOR_WORKER_CONFIG``         its settings: path of a JSON file that only its user can read
+``KUBE_EXECUTOR_WORKER_LOG``            file for its own log; without it, standard error
+``KUBE_EXECUTOR_LIFE_FD``               file descriptor that ends when the worker shall die
+======================================  ===============================================================
 """
 
 from __future__ import annotations
@@ -44,3 +50,34 @@ class Settings:
             broker_url=environment.get(_PREFIX + "BROKER_URL") or None,
             max_workers=None if workers is None else int(workers),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker process is told by its environment.
+
+    Attributes:
+        config: Path of its settings.
+        log: Path of its log, or None.
+        life_fd: File descriptor that ends when the worker shall die, or None.
+    """
+
+    config: str
+    log: str | None = None
+    life_fd: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables.
+
+        Raises:
+            ValueError: The path of the settings is missing.
+        """
+        config = environment.get(_PREFIX + "WORKER_CONFIG")
+        if config is None:
+            raise ValueError(
+                f"{_PREFIX}WORKER_CONFIG is not set: a worker is started by an executor, not by hand. "
+                "Look whether everything is in place with: kube-executor check"
+            )
+        life_fd = environment.get(_PREFIX + "LIFE_FD")
+        return cls(config, environment.get(_PREFIX + "WORKER_LOG"), int(life_fd) if life_fd else None)

@@ -85,7 +85,7 @@ class BulkConnection:
             raise ConnectionError(f"a value of {size} bytes where {buffer.nbytes} were expected")
         for start in range(0, size, STEP_BYTES):
             piece = buffer[start : start + STEP_BYTES]
-            if self._answers.readinto(piece) != piece.nbytes:
+            if self._answers.readinto(piece) != piece.nbytes:  # type: ignore[attr-defined]  # a BufferedReader
                 raise ConnectionResetError("the connection was closed within a value")
             received(piece)
         self._answers.read(2)

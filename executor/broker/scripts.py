@@ -22,7 +22,8 @@ CLIENT_TTL_S = 3600
 class SupportsScripts(Protocol):
     """The part of ``redis.Redis`` that is used here."""
 
-    def execute_command(self, *args: Any, **options: Any) -> Any: ...
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command and give its answer."""
 
 
 @cache

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 
+from executor.settings import WorkerSettings
 from executor.worker import config as worker_config
 from executor.worker.capture import Capture
 from executor.worker.child_process import ChildProcess
@@ -17,27 +18,32 @@ from executor.worker.child_process import ChildProcess
 
 def main() -> int:
     """Run the worker that the environment describes; returns its exit code."""
-    log = os.environ.get("KUBE_EXECUTOR_WORKER_LOG")
+    try:
+        settings = WorkerSettings.from_environment()
+    except ValueError as error:
+        print(f"kube-executor: {error}", file=sys.stderr)
+        return 2
     logging.basicConfig(
-        filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+        filename=settings.log,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s",
     )
-    config = worker_config.read(os.environ["KUBE_EXECUTOR_WORKER_CONFIG"])
+    config = worker_config.read(settings.config)
     for entry in reversed(config.sys_path):
         if entry not in sys.path:
             sys.path.insert(0, entry)
     capture = Capture()
     first = ChildProcess(config.setup(), capture)
-    life_fd = os.environ.get("KUBE_EXECUTOR_LIFE_FD")
-    if life_fd:
-        os.set_inheritable(int(life_fd), False)
-        threading.Thread(target=_die_with_supervisor, args=(int(life_fd), [first]), name="ke-life", daemon=True).start()
+    if settings.life_fd is not None:
+        os.set_inheritable(settings.life_fd, False)
+        threading.Thread(target=_die_with_supervisor, args=(settings.life_fd,), name="ke-life", daemon=True).start()
 
     from executor.worker.program import Program
 
     return Program(config, capture, [first]).run()
 
 
-def _die_with_supervisor(fd: int, children: list[ChildProcess]) -> None:
+def _die_with_supervisor(fd: int) -> None:
     try:
         while os.read(fd, 1):
             pass

@@ -366,6 +366,9 @@ class Shown:
         self.told: list[Any] = []
         self.fails = fails
 
+    def set_total(self, total: int) -> None:
+        self.total = total
+
     def advance(self, done: int, failed: int) -> None:
         if self.fails:
             raise BrokenPipeError("stderr is closed")
