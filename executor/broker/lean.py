@@ -52,7 +52,11 @@ class LeanConnection:
         async with self._connecting:
             if self._protocol is None or self._protocol.lost:
                 connection: Any = cast("Any", self._client.connection_pool).make_connection()
-                await connection.connect()
+                try:
+                    await connection.connect()
+                except BaseException:  # a cancellation, too
+                    await connection.disconnect(nowait=True)
+                    raise
                 self._protocol = _Protocol.over(connection)
             return self._protocol
 
@@ -130,6 +134,7 @@ class _Protocol(asyncio.Protocol):
         self.lost = True
         self._watch.cancel()
         self._transport.abort()
+        self._connection._reader = self._connection._writer = None  # nothing is open there any more
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():

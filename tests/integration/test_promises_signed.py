@@ -335,6 +335,7 @@ def test_forged_replies_are_not_unpickled_and_settle_nothing(
         b"",
         b"KE",
         broken,
+        good[:2] + b"\x09" + good[3:],  # of a version to come
         frame.sealed(key, frame.CALL, header, outcomes),
     ):
         broker.xadd(f"ke:replies:{client}", {"m": forged})
