@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 SPLIT_AFTER_S = 0.05
 #: A whole batch that takes this long was guessed wrong: others shall share the rest, in seconds.
 SHARE_AFTER_S = 0.2
+#: Importing a call's modules does not count against its timeout, up to this long, in seconds.
+LOADING_S = 60.0
 #: Largest reply that a server accepts by default (``proto-max-bulk-len``), less some room, in bytes.
 MAX_REPLY_BYTES = 500 * 1024 * 1024
 
@@ -81,6 +83,7 @@ class CallJob:
         self._cancelled = set(delivery.cancelled_indexes())
         self._newly_cancelled: set[int] = set()
         self._began = 0.0
+        self._loading = (-1, 0.0)
         self._timeout_s: float | None = header.get("timeout")
 
     # --- towards the child -----------------------------------------------------------------------
@@ -161,6 +164,8 @@ class CallJob:
             waits.append(SHARE_AFTER_S - (monotonic() - self._began))
         if self._timeout_s is not None:
             waits.append(self._timeout_s - self._running_s(child))
+        if waits and not child.shared[slots.STARTED_NS]:
+            waits.append(SPLIT_AFTER_S)
         return max(0.001, min(waits)) if waits else None
 
     def check(self, child: ChildProcess) -> None:
@@ -175,8 +180,14 @@ class CallJob:
                 child.kill(TIMED_OUT)
 
     def _running_s(self, child: ChildProcess) -> float:
+        """How long the call has run; negative while its function and arguments are being loaded."""
         started_ns = child.shared[slots.STARTED_NS]
-        return (monotonic_ns() - started_ns) / 1e9 if started_ns else monotonic() - self._began
+        if started_ns:
+            return (monotonic_ns() - started_ns) / 1e9
+        running = child.shared[slots.RUNNING]
+        if self._loading[0] != running:
+            self._loading = (running, monotonic())
+        return monotonic() - self._loading[1] - LOADING_S
 
     def _splittable(self, child: ChildProcess) -> bool:
         return self._limit - child.shared[slots.RUNNING] > 1

@@ -80,7 +80,7 @@ class ChildProcess:
         job: What it runs, or None.
         ready: It has said READY.
         kill_reason: Why we have killed it, or ``""``.
-        lent: Its call waits on other calls, so that its slot is lent out.
+        lent: How many waits on other calls go on in its call: its slot is lent out meanwhile.
         deaf_since: When it closed its socket; it should be dying.
         tail: The last of what it printed.
     """
@@ -88,7 +88,7 @@ class ChildProcess:
     def __init__(self, setup: dict[str, Any], capture: Capture) -> None:
         self.job: Any = None
         self.ready = False
-        self.lent = False
+        self.lent = 0
         self.kill_reason = ""
         self.deaf_since: float | None = None
         self.tail = Tail()

@@ -240,6 +240,9 @@ class Crew:
 
     def _next_job(self, child: ChildProcess) -> None:
         """Give a free child the next job, or let it rest."""
+        if child.kill_reason:  # the kill and the end of its job have crossed: it is dying
+            child.job = None
+            return
         with self._lock:
             job = child.job = self._waiting.popleft() if self._waiting else None
             if job is None:
@@ -271,8 +274,9 @@ class Crew:
         elif kind == pipe.READY:
             self._on_ready(child, str(body, "utf-8"))
         elif kind in (pipe.LENT, pipe.TAKEN):
-            self._lent += 1 if kind == pipe.LENT else -1
-            child.lent = kind == pipe.LENT
+            change = 1 if kind == pipe.LENT else -1
+            self._lent += change
+            child.lent += change
             self.on_free()
 
     def _on_results(self, child: ChildProcess, kind: int, body: memoryview) -> None:
@@ -306,8 +310,7 @@ class Crew:
                     child.job.on_results(child, kind, body)
         death = child.death()
         child.close()
-        if child.lent:
-            self._lent -= 1
+        self._lent -= child.lent
         job, child.job = child.job, None
         if job is not None:
             self._bereaved(job, child, death)

@@ -150,6 +150,7 @@ class Lease:
             self._beat(session)
         self._held.run_id = session.run_id
         self._held.claimable = True
+        self._crew.post(self._crew.on_free)
 
     def _turn(self, session: _Session) -> None:
         self._beat(session)

@@ -160,7 +160,7 @@ class Runner:
             if index in batch.cancelled:
                 results.append(Result(outcome.CANCELLED, []))
                 continue
-            shared[slots.STARTED_NS] = monotonic_ns()
+            shared[slots.STARTED_NS] = 0  # loading
             result = self._call(function, arguments[index], batch.bufs[index] if batch.bufs else ())
             results.append(result)
             self._maybe_send(len(result.outcome))
@@ -170,6 +170,7 @@ class Runner:
             args, kwargs = unpacked_value(arguments, refs, self._outbox.store)
         except BaseException as failure:
             return Result(_unloadable("The arguments", failure), [])
+        self._shared[slots.STARTED_NS] = monotonic_ns()
         try:
             self._interrupts.in_call = True
             value = function(*args, **kwargs)
