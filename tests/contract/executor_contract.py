@@ -279,6 +279,20 @@ class ShutdownContract:
         with pytest.raises(RuntimeError):
             executor.submit(calls.square, 3)
 
+    def test_leaving_with_by_sys_exit_waits_too(self, make_executor: MakeExecutor, gate: Gate) -> None:
+        executor = make_executor()
+        futures: list[Future[Any]] = []
+
+        def use() -> None:
+            with executor:
+                futures.extend(hold(executor, gate))
+                gate.open()
+                raise SystemExit(3)
+
+        with pytest.raises(SystemExit):
+            use()
+        assert [future.result(0) for future in futures] == list(range(MANY))
+
     def test_submit_and_map_after_shutdown_raise(self, make_executor: MakeExecutor) -> None:
         executor = make_executor()
         assert executor.submit(calls.square, 3).result(DEADLINE_S) == 9

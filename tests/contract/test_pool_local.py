@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from executor import Pool
-from tests.contract import pool_contract
+from tests.contract import pool_beyond_contract, pool_contract
 
 
 @pytest.fixture(scope="module")
@@ -45,4 +45,8 @@ class TestLife(pool_contract.LifeContract):
 
 
 class TestScripts(pool_contract.PoolScriptContract):
+    pass
+
+
+class TestBeyond(pool_beyond_contract.BeyondContract):
     pass
