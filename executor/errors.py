@@ -147,7 +147,7 @@ class BadSignature(CallError):
     """Bytes without a valid signature under this executor's key; they were not unpickled."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - named as in concurrent.futures, where it is a cause and never raised
+class RemoteTraceback(Exception):
     """The worker's traceback as text; the ``__cause__`` of a user's exception."""
 
     def __init__(self, traceback: str) -> None:

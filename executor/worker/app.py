@@ -54,13 +54,16 @@ class PodWorker(Worker):
     """Celery's worker program, as it behaves in a pod: SIGTERM drains, SIGINT is not for it."""
 
     def install_platform_tweaks(self, worker: Any) -> None:
+        """Signals: SIGTERM drains, SIGINT is not for it."""
         install_worker_term_handler(worker, verbose=False)  # what it would print, the client's terminal would show
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def set_process_status(self, info: str) -> None:
+        """The title of the process stays as it is."""
         pass
 
     def setup_logging(self, colorize: bool | None = None) -> bool:
+        """Ours is set up before anything of Celery is imported."""
         return True  # ours is set up before anything of Celery is imported
 
 

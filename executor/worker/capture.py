@@ -34,6 +34,7 @@ class Tail:
         self._ended.wait(timeout_s)
 
     def add(self, data: bytes) -> None:
+        """Keep the end of some output."""
         self._kept += data
         self._total += len(data)
         if len(self._kept) > 2 * KEPT_BYTES:

@@ -28,9 +28,11 @@ class HubCalls:
         self._promise = promise(self.run)
 
     def attach(self, hub: Any) -> None:
+        """Know Celery's loop."""
         self._hub = hub
 
     def add(self, function: Callable[[], None]) -> None:
+        """Have something called on the hub thread, soon."""
         self._calls.append(function)
         self.wake()
 
@@ -62,18 +64,22 @@ class ChildPool(BasePool):
     limits: tuple[str, int]
 
     def on_start(self) -> None:
+        """Celery starts the pool: credit that comes back wakes its loop."""
         self.crew.on_free = self.hub_calls.wake
 
     def register_with_event_loop(self, loop: Any) -> None:
+        """Celery's loop is there."""
         self.hub_calls.attach(loop)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> None:
+        """Run a plain Celery task."""
         crew = self.crew
         job = task_job(tuple(args), options, crew.held, self.hub_calls.add, crew.settler, self.limits)
         if job is not None:
             crew.submit(job)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """End a task on behalf of ``revoke(terminate=True)``."""
         self.crew.terminate(pid, f"{TERMINATED}{int(signal or 15)}")
 
     def on_stop(self) -> None:

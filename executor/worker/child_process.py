@@ -115,6 +115,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._process.pid
 
     def send(self, kind: int, *parts: bytes | memoryview) -> bool:

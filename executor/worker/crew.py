@@ -43,14 +43,29 @@ class Job(Protocol):
     begun: bool
     settled: bool
 
-    def begin(self, child: ChildProcess, number: int) -> bool: ...
-    def on_results(self, child: ChildProcess, kind: int, body: memoryview) -> bool: ...
-    def on_death(self, child: ChildProcess, death: Death) -> None: ...
-    def next_check_s(self, child: ChildProcess) -> float | None: ...
-    def check(self, child: ChildProcess) -> None: ...
-    def cancel(self, indexes: frozenset[int], how: str | None, child: ChildProcess | None) -> None: ...
-    def hand_back(self) -> None: ...
-    def release(self, held: Held) -> None: ...
+    def begin(self, child: ChildProcess, number: int) -> bool:
+        """Hand it to a child; False where the child could not take it."""
+
+    def on_results(self, child: ChildProcess, kind: int, body: memoryview) -> bool:
+        """Take what the child says; True when that was all."""
+
+    def on_death(self, child: ChildProcess, death: Death) -> None:
+        """The child is dead."""
+
+    def next_check_s(self, child: ChildProcess) -> float | None:
+        """Seconds until :meth:`check` should look again, or None."""
+
+    def check(self, child: ChildProcess) -> None:
+        """Look at the time."""
+
+    def cancel(self, indexes: frozenset[int], how: str | None, child: ChildProcess | None) -> None:
+        """Keep calls from running."""
+
+    def hand_back(self) -> None:
+        """Back to the queue, uncharged."""
+
+    def release(self, held: Held) -> None:
+        """It no longer counts against the worker's credit."""
 
 
 class Crew:

@@ -57,6 +57,7 @@ class Delivery:
 
     @property
     def inflight_key(self) -> str:
+        """The hash that it is registered in."""
         return keys.inflight(self.worker)
 
     def entry(self, pool: str) -> Entry:
@@ -98,11 +99,13 @@ class Held:
         self._occupying = 0
 
     def add(self, delivery: Delivery) -> None:
+        """A message has been claimed."""
         with self._lock:
             self._held[delivery.worker, delivery.tag] = delivery
             self._occupying += delivery.occupies
 
     def get(self, worker: str, tag: str) -> Delivery | None:
+        """A claimed message by its tag, if it is still held."""
         return self._held.get((worker, tag))
 
     def release(self, delivery: Delivery) -> None:
@@ -125,6 +128,7 @@ class Held:
         return self._occupying
 
     def all(self) -> list[Delivery]:
+        """Everything held."""
         with self._lock:
             return list(self._held.values())
 

@@ -71,6 +71,7 @@ class Interrupts:
         self.in_call = False
 
     def __call__(self, signum: int, frame: object) -> None:
+        """SIGINT has come."""
         if self.in_call:
             self.in_call = False
             raise KeyboardInterrupt("the call was cancelled")

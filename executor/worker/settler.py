@@ -151,6 +151,7 @@ class Settler:
         return max(0.0, self._next_try - monotonic()) if self._steps else None
 
     def close(self) -> None:
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
 

@@ -106,9 +106,11 @@ class QoS(_base.QoS):
     """Credit by what the process holds; acknowledgements by the pool thread."""
 
     def can_consume(self) -> bool:
+        """Whether there is credit."""
         return self.can_consume_max_estimate() > 0
 
     def can_consume_max_estimate(self) -> int:
+        """How many more messages may be claimed."""
         consuming = current()
         if consuming.draining or not consuming.held.claimable:
             return 0
@@ -116,16 +118,19 @@ class QoS(_base.QoS):
         return max(0, consuming.capacity() + waiting_for_eta - consuming.held.occupying)
 
     def append(self, message: Any, delivery_tag: str) -> None:
+        """Remember a plain task's message; ours are the pool's from here on."""
         if "ke" not in message.headers:  # claimed already: nothing to tell Redis; ours are the pool's from here on
             _virtual_qos.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
+        """Drop the in-flight entry."""
         self._quick_ack(delivery_tag)
         delivery = self._held(delivery_tag)
         if delivery is not None:
             current().acknowledge(delivery)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Back to the queue, or dropped."""
         self._quick_ack(delivery_tag)
         delivery = self._held(delivery_tag)
         if delivery is not None:
@@ -142,6 +147,7 @@ class QoS(_base.QoS):
         return []
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: leases do it."""
         pass
 
     @staticmethod
@@ -166,6 +172,7 @@ class Channel(_base.Channel):
     _shebang: bool | None = None
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Note the first prefetch count that Celery asks for."""
         if not self.initial_prefetch:
             self.initial_prefetch = prefetch_count
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
