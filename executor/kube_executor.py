@@ -106,7 +106,7 @@ class KubeExecutor(Calls):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, Exception):
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
             self.terminate()  # Ctrl-C: whoever pressed it does not want to wait for the rest
         else:
             self.shutdown(wait=True)
@@ -122,7 +122,7 @@ class KubeExecutor(Calls):
     ) -> None:
         import asyncio
 
-        now = kind is not None and not issubclass(kind, Exception)
+        now = kind is not None and issubclass(kind, (KeyboardInterrupt, asyncio.CancelledError))
         self._finalizer.detach()
         await asyncio.shield(asyncio.wrap_future(self._session.close(cancel=now, now=now)))
 

@@ -315,9 +315,6 @@ class MapResult(Iterator[T], AsyncIterator[T], Generic[T]):
         self._slice: list[Any] = []
         self._at = 0
 
-    def __iter__(self) -> Iterator[T]:
-        return self._results  # a generator: twice as fast as calling __next__ here for each item
-
     def __next__(self) -> T:
         return next(self._results)  # type: ignore[no-any-return]
 

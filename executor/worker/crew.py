@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A pool whose children die so often before they are ready is broken.
+#: A pool whose children end by themselves so often, one after the other, before they are ready, is broken.
 STARTS_BEFORE_BROKEN = 3
+#: The same for those that are killed from outside: chance may do that a few times.
+KILLS_BEFORE_BROKEN = 20
+#: Longest pause before the next start, in seconds.
+START_PAUSE_S = 1.0
 #: Longest sleep of the crew thread, in seconds.
 IDLE_S = 1.0
 #: How long a finished crew keeps trying to deliver outcomes to a server that is away, in seconds.
@@ -102,7 +106,8 @@ class Crew:
         self._waiting: deque[Job] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._lent = 0
-        self._failed_starts = 0
+        self._failed_starts = self._killed_starts = 0
+        self._next_start = 0.0
         self._broken = False
         self._stopping = self._stopped = False
         self._selector = selectors.DefaultSelector()
@@ -211,6 +216,8 @@ class Crew:
 
     def _sleep_s(self) -> float:
         waits = [IDLE_S, self.settler.next_try_s(), self._functions.next_try_s()]
+        if (pause_s := self._next_start - monotonic()) > 0:
+            waits.append(pause_s)
         for child in list(self._children.values()):
             job = child.job
             if job is not None and job.begun and not child.kill_reason:
@@ -240,7 +247,7 @@ class Crew:
             return
         starting = sum(not child.ready for child in self._children.values())
         wanted = self.slots + self._lent - len(self._children)
-        if wanted > 0 and (not starting or len(self._waiting) > starting):
+        if wanted > 0 and (not starting or len(self._waiting) > starting) and monotonic() >= self._next_start:
             self._adopt(self._start_child())
 
     def _adopt(self, child: ChildProcess) -> None:
@@ -311,7 +318,7 @@ class Crew:
             self._break(f"A worker process could not be set up:\n{error}")
             return
         child.ready = True
-        self._failed_starts = 0
+        self._failed_starts = self._killed_starts = 0
         self._next_job(child)
 
     def _ended(self, child: ChildProcess) -> None:
@@ -344,9 +351,12 @@ class Crew:
         self.on_free()
 
     def _start_failed(self, death: Death) -> None:
-        self._failed_starts += 1
+        self._failed_starts += death.by_itself
+        self._killed_starts += not death.by_itself
+        failures = self._failed_starts + self._killed_starts
+        self._next_start = monotonic() + min(START_PAUSE_S, 0.02 * 2**failures)
         logger.error("A child ended before it was ready: %s. %s", death.reason, death.output)
-        if self._failed_starts >= STARTS_BEFORE_BROKEN:
+        if self._failed_starts >= STARTS_BEFORE_BROKEN or self._killed_starts >= KILLS_BEFORE_BROKEN:
             self._break(f"Worker processes end before they are ready ({death.reason}). Last output:\n{death.output}")
 
     def _forget(self, child: ChildProcess) -> None:
