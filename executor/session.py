@@ -71,6 +71,7 @@ class Session:
         self._loop: LoopThread | None = None
         self._dispatcher: Dispatcher | None = None
         self._now = False
+        self._ready = False
         self.closed = False
 
     @property
@@ -97,18 +98,15 @@ class Session:
 
     def ensure_started(self) -> Dispatcher:
         """Start at the first call. Waits for it, except on an event loop: there errors come on the futures."""
-        if self._dispatcher is None or not self._ready:
+        if not self._ready:
             starting = self.start()
             if running_loop() is None and self._loop is not None and not self._loop.is_current:
                 starting.result()
+            self._ready = starting.done()
         else:
             self._check_process()
         assert self._dispatcher is not None
         return self._dispatcher
-
-    @property
-    def _ready(self) -> bool:
-        return self._starting is not None and self._starting.done()
 
     async def _start(self) -> None:
         assert self._dispatcher is not None

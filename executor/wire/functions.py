@@ -45,14 +45,15 @@ class FunctionCache:
         Raises:
             Exception: Whatever pickling raised.
         """
-        if type(function) is not FunctionType:
+        by_name = type(function) is BuiltinFunctionType and type(function.__self__) is ModuleType
+        if not by_name and type(function) is not FunctionType:
             return _pickled(function)
         if is_importable(function):
             known = self._by_reference.get(function)
             if known is None:
                 known = self._by_reference[function] = _pickled(function)
             return known
-        return self._pickled_by_value(function)
+        return self._pickled_by_value(function) if type(function) is FunctionType else _pickled(function)
 
     def _pickled_by_value(self, function: FunctionType) -> PickledFunction:
         parts: list[object] = []
@@ -66,7 +67,7 @@ class FunctionCache:
         return fresh
 
 
-def is_importable(thing: FunctionType | type) -> bool:
+def is_importable(thing: Callable[..., Any]) -> bool:
     """Whether another process finds the same function or class by its module and name."""
     module: Any = thing.__module__  # may be None, whatever its type says
     if not isinstance(module, str) or module == "__main__" or _registered_by_value(module):

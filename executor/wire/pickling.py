@@ -74,7 +74,7 @@ def by_value(data: bytes) -> bool:
     if cloudpickle is None:
         return False
     names: Iterable[str] = cloudpickle.list_registry_pickle_by_value()
-    return any(name.encode() in data for name in names)
+    return bool(names) and any(name.encode() in data for name in names)
 
 
 def exception_outcome(error: BaseException) -> bytes:

@@ -90,8 +90,11 @@ def test_function_of_main_is_pickled_once(cache: FunctionCache, pickles: list[ob
     assert pickles == [f]
 
 
-def test_importable_function_is_pickled_once_by_name(cache: FunctionCache, pickles: list[object]) -> None:
-    first, second = cache.pickled(by_value_module.scaled), cache.pickled(by_value_module.scaled)
+@pytest.mark.parametrize("function", [by_value_module.scaled, math.sqrt, abs])
+def test_importable_function_is_pickled_once_by_name(
+    cache: FunctionCache, pickles: list[object], function: Callable[..., Any]
+) -> None:
+    first, second = cache.pickled(function), cache.pickled(function)
     assert first is second
     assert len(pickles) == 1
     assert len(first.data) < 100
@@ -103,7 +106,7 @@ def test_equal_functions_have_one_digest(cache: FunctionCache) -> None:
 
 
 @pytest.mark.parametrize(
-    "callable_", [math.sqrt, functools.partial(pow, 2), "abc".upper, by_value_module.Point, operator.itemgetter(0)]
+    "callable_", [[].append, functools.partial(pow, 2), "abc".upper, by_value_module.Point, operator.itemgetter(0)]
 )
 def test_other_callables_are_pickled_each_time(
     cache: FunctionCache, pickles: list[object], callable_: Callable[..., Any]
