@@ -10,11 +10,13 @@ import pytest
 from executor import KubeExecutor
 from tests.contract import (
     awaitable_contract,
+    client_contract,
     executor_contract,
     future_contract,
     hostile_contract,
     nested_contract,
     script_contract,
+    size_contract,
 )
 
 
@@ -105,15 +107,15 @@ class TestUnpickle(hostile_contract.UnpickleContract):
     pass
 
 
-class TestSizes(hostile_contract.SizeContract):
+class TestSizes(size_contract.SizeContract):
     pass
 
 
-class TestOutput(hostile_contract.OutputContract):
+class TestOutput(client_contract.OutputContract):
     pass
 
 
-class TestProcesses(hostile_contract.ProcessContract):
+class TestProcesses(client_contract.ProcessContract):
     pass
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from executor import Pool
-from tests.contract import pool_beyond_contract, pool_contract
+from tests.contract import pool_beyond_contract, pool_contract, pool_life_contract
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ class TestIMap(pool_contract.IMapContract):
     pass
 
 
-class TestLife(pool_contract.LifeContract):
+class TestLife(pool_life_contract.LifeContract):
     pass
 
 
-class TestScripts(pool_contract.PoolScriptContract):
+class TestScripts(pool_life_contract.PoolScriptContract):
     pass
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import pool_contract
+from tests.contract import pool_contract, pool_life_contract
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.contract.calls"])
@@ -49,9 +49,9 @@ class TestIMap(pool_contract.IMapContract):
     pass
 
 
-class TestLife(pool_contract.LifeContract):
+class TestLife(pool_life_contract.LifeContract):
     pass
 
 
-class TestScripts(pool_contract.PoolScriptContract):
+class TestScripts(pool_life_contract.PoolScriptContract):
     pass
