@@ -6,7 +6,7 @@
                                                   ▼
                         flush() ─► Batch ─► _outgoing ─► _publish_forever ─► Redis
                           ▲                                                    │
-                          └── settle(reply) ◄── _read_forever ◄── XREAD ◄──────┘
+                          └── Settling.take ◄── _read_forever ◄── XREAD ◄──────┘
 
 Everything here runs on the loop thread, except the methods under "from any thread". Which batches are out, and
 what they carry, is the ledger (a dictionary); what is in it and not at the broker is published again.
@@ -27,10 +27,9 @@ from executor.broker import failures, keys
 from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
-from executor.dispatch.lanes import Batch, CallLane, Cargo, Lane, outcome_segments
-from executor.errors import BadSignature, BrokerUnavailable, FunctionMissing, PoolBroken, VersionMismatch
-from executor.stores.offload import unpacked
-from executor.wire import frame, outcome, pickling
+from executor.dispatch.lanes import Batch, CallLane, Cargo, Lane
+from executor.dispatch.settling import Settling
+from executor.errors import BrokerUnavailable, PoolBroken
 
 if TYPE_CHECKING:
     from executor.broker.replies import EntryId, Replies
@@ -100,6 +99,7 @@ class Dispatcher:
         self.publisher: Publisher | None = None
         self._replies: Replies | None = None
         self.arbiter = Arbiter(self)
+        self._settling = Settling(self)
 
     # --- from any thread ------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class Dispatcher:
             await self._publish(batches)
 
     async def _publish(self, batches: list[Batch]) -> None:
-        publisher = self._connected()
+        publisher = self.connected()
         pause_s = 0.05
         while batches := [batch for batch in batches if batch.remaining and batch.root in self.ledger]:
             try:
@@ -290,7 +290,7 @@ class Dispatcher:
         return Message(batch.root, keys.priority_queue(queue, options.priority), raw)
 
     def _new_functions(self, batches: list[Batch]) -> list[tuple[str, bytes]]:
-        publisher = self._connected()
+        publisher = self.connected()
         functions = {batch.lane.function.digest: batch.lane.function for batch in batches}
         return [
             (name, self.frames.function(function)) for name, function in functions.items() if not publisher.knows(name)
@@ -311,7 +311,7 @@ class Dispatcher:
         asked = list(batches)
         while asked:
             names = [batch.messages() for batch in asked]
-            holders = iter(await self._connected().holders([name for several in names for name in several]))
+            holders = iter(await self.connected().holders([name for several in names for name in several]))
             absent = [[name for name in several if next(holders) is None] for several in names]
             await self.caught_up()
             known = [
@@ -330,7 +330,7 @@ class Dispatcher:
         while True:
             try:
                 for value in await self._replies.read():
-                    self._on_entry(value)
+                    self._settling.take(value)
             except failures.LOST as error:
                 log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
                 await asyncio.sleep(0.05)
@@ -347,7 +347,7 @@ class Dispatcher:
         self._replies.rewind()
         self._settled = (0, 0)
         self._let_go(reached=False)
-        self._connected().forget()
+        self.connected().forget()
         if self._recovery is not None:
             self._recovery.cancel()
         self._recovery = asyncio.create_task(self._guarded(self._recover))
@@ -367,14 +367,14 @@ class Dispatcher:
         for index in range(batch.cargo.count - 1, -1, -1):
             if batch.message_of(index) in lost and batch.settle(index, 1):
                 batch.lane.put_back(batch, index)
-        self._after(batch)
+        self.after(batch)
 
     async def caught_up(self) -> None:
         """Wait until every outcome has been settled that was at the broker when this was called."""
         assert self._replies is not None
         reached = False
         while not reached:
-            last = await self._connected().last_reply()
+            last = await self.connected().last_reply()
             if last is None or last <= self._settled:
                 return
             waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -396,78 +396,8 @@ class Dispatcher:
             elif not waiter.done():
                 waiter.set_result(reached)
 
-    def _on_entry(self, value: bytes) -> None:
-        try:
-            header, payload = frame.opened(self.frames.key, frame.REPLY, value)
-        except (BadSignature, VersionMismatch) as error:
-            log.warning("Ignored a reply: %s", error)
-            return
-        try:
-            self._on_reply(header, payload)
-        except Exception:
-            log.exception("Ignored a reply that makes no sense.")
-
-    def _on_reply(self, header: dict[str, Any], payload: memoryview) -> None:
-        if header["kind"] == "broken":
-            self.break_with(PoolBroken(header.get("message", "A worker could not start.")))
-            return
-        batch = self.ledger.get(header["root"])
-        if batch is None:
-            return  # settled before, or cancelled as a whole
-        if header["kind"] == "split":
-            batch.parts.append((header["at"], header["part"]))
-            return
-        self._deliver(batch, header, payload)
-        self._after(batch)
-
-    def _deliver(self, batch: Batch, header: dict[str, Any], payload: memoryview) -> None:
-        """Settle the calls that a reply is about, each once: some may have been cancelled, or ran a second time."""
-        first, number = header["first"], header["n"]
-        whole = batch.settle(first, number)
-        fresh = range(number) if whole else [n for n in range(number) if batch.settle(first + n, 1)]
-        if ns := header.get("ns"):
-            batch.lane.durations.add(ns / 1e9, number)
-        try:
-            opened = self._opened(batch.lane, header, payload)
-        except BaseException as failure:  # code of the user's runs here, which must not end the loop thread
-            log.debug("A reply could not be opened.", exc_info=failure)
-            for offset in fresh:
-                batch.lane.on_outcome(batch, first + offset, pickling.load_error("A result", failure), None)
-            return
-        if header["kind"] == "values":
-            batch.lane.missed_function = False
-            for start, values in [(0, opened)] if whole else [(offset, [opened[offset]]) for offset in fresh]:
-                batch.lane.on_values(batch, first + start, values)
-            return
-        for offset in fresh:
-            self._settle_one(batch, first + offset, opened[offset], header.get("bufs"), offset)
-
-    def _opened(self, lane: Lane, header: dict[str, Any], payload: memoryview) -> list[Any]:
-        """The values of a reply, or its outcomes, still closed."""
-        number = header["n"]
-        if header["kind"] != "values":
-            return [*outcome_segments(payload, number)]
-        values: list[Any] = unpacked(payload, header.get("bufs") or [], lane.store, last=True)
-        if len(values) != number:
-            raise ValueError(f"a reply announces {number} values and holds {len(values)}")
-        return values
-
-    def _settle_one(self, batch: Batch, index: int, segment: memoryview, buffers: Any, offset: int) -> None:
-        lane = batch.lane
-        if bytes(segment[:1]) == outcome.CANCELLED:
-            lane.cancel_index(batch, index, None)
-            return
-        error, value = lane.opened(segment, buffers[offset] if buffers else [])
-        if isinstance(error, FunctionMissing) and not batch.restored:
-            lane.missed_function = True  # batches made from now on have it stored again; a second time is the user's
-            self._connected().forget(lane.function.digest)
-            lane.put_back(batch, index)
-            self.wake(lane)
-            return
-        lane.missed_function = False
-        lane.on_outcome(batch, index, error, value)
-
-    def _after(self, batch: Batch) -> None:
+    def after(self, batch: Batch) -> None:
+        """Some of a batch has been settled."""
         if batch.remaining == 0 and self.ledger.pop(batch.root, None) is not None:
             batch.lane.out -= 1
             batch.lane.forget(batch)
@@ -480,12 +410,13 @@ class Dispatcher:
         """A call will not run: note it as settled; False where its outcome has arrived."""
         if not batch.settle(index, 1):
             return False
-        self._after(batch)
+        self.after(batch)
         return True
 
     # --- the connection -------------------------------------------------------------------------
 
-    def _connected(self) -> Publisher:
+    def connected(self) -> Publisher:
+        """The publisher, once started."""
         assert self.publisher is not None
         return self.publisher
 
@@ -498,9 +429,9 @@ class Dispatcher:
         deadline, pause_s = self.loop.loop.time() + BROKER_TIMEOUT_S, 0.05
         while True:
             try:
-                if not await self._connected().stay_alive():
+                if not await self.connected().stay_alive():
                     self._start_over()
-                return await self._connected().server_run()
+                return await self.connected().server_run()
             except failures.LOST as error:
                 if self.loop.loop.time() > deadline:
                     raise BrokerUnavailable(
@@ -516,10 +447,10 @@ class Dispatcher:
             await asyncio.sleep(CHECK_S)
             due = self.loop.loop.time() - renewed > CLIENT_TTL_S / 10
             try:
-                if not due and not (self.ledger and not await self._connected().is_known()):
+                if not due and not (self.ledger and not await self.connected().is_known()):
                     continue
                 renewed = self.loop.loop.time()
-                if not await self._connected().stay_alive():
+                if not await self.connected().stay_alive():
                     log.warning("The broker has lost its data.")
                     self._start_over()
             except failures.LOST as error:
