@@ -84,6 +84,7 @@ class CallJob:
         self._newly_cancelled: set[int] = set()
         self._began = 0.0
         self._loading = (-1, 0.0)
+        self._asked_for = -1
         self._timeout_s: float | None = header.get("timeout")
 
     # --- towards the child -----------------------------------------------------------------------
@@ -164,6 +165,8 @@ class CallJob:
             waits.append(SHARE_AFTER_S - (monotonic() - self._began))
         if self._timeout_s is not None:
             waits.append(self._timeout_s - self._running_s(child))
+        if self._withheld(child):
+            waits.append(SPLIT_AFTER_S - self._running_s(child))
         if waits and not child.shared[slots.STARTED_NS]:
             waits.append(SPLIT_AFTER_S)
         return max(0.001, min(waits)) if waits else None
@@ -174,6 +177,9 @@ class CallJob:
         late = running_s > SPLIT_AFTER_S or monotonic() - self._began > SHARE_AFTER_S
         if late and self._splittable(child):
             self._fence_rest(child)
+        if running_s > SPLIT_AFTER_S and self._withheld(child):
+            self._asked_for = child.shared[slots.RUNNING]
+            child.ask_to_flush()
         if self._timeout_s is not None and running_s > self._timeout_s and not child.kill_reason:
             self._fence_rest(child)
             if self._running_s(child) > self._timeout_s:
@@ -192,6 +198,11 @@ class CallJob:
     def _splittable(self, child: ChildProcess) -> bool:
         return self._limit - child.shared[slots.RUNNING] > 1
 
+    def _withheld(self, child: ChildProcess) -> bool:
+        """Whether results of earlier calls wait in the child, and have not been asked for since this one runs."""
+        running = child.shared[slots.RUNNING]
+        return self._next < running != self._asked_for
+
     def _fence_rest(self, child: ChildProcess) -> None:
         """Have the child stop after the call that runs now; the rest goes back to the queue."""
         at = child.shared[slots.RUNNING] + 1
@@ -205,6 +216,7 @@ class CallJob:
             at = running + 1
         else:
             child.shared[slots.LIMIT] = self._limit
+        self._asked_for = child.shared[slots.RUNNING]
         child.ask_to_flush()
 
     def _split(self, at: int) -> None:

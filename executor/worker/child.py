@@ -8,6 +8,7 @@ to have what is finished.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import signal
 import socket
@@ -49,6 +50,7 @@ class Child:
         self._interrupts = Interrupts()
         self._runner = Runner(shared, self._outbox, Functions(self._fetch), self._interrupts)
         self._tasks: Any = None
+        self._streams = StandardFiles()
 
     def serve(self) -> NoReturn:
         """Obey the parent until it says EXIT or is gone."""
@@ -56,6 +58,7 @@ class Child:
         threading.Thread(target=self._watch_life, name="ke-life", daemon=True).start()
         while True:
             kind, body = self._next()
+            self._streams.repair()
             if kind == pipe.BATCH:
                 self._runner.run(body)
             elif kind == pipe.TASK:
@@ -106,6 +109,24 @@ class Child:
             if not said:
                 _die_with_group()
             self._outbox.flush()
+
+
+class StandardFiles:
+    """File descriptors 0 to 2, opened again after a call that closed them: else the next file opened would be them."""
+
+    def __init__(self) -> None:
+        self._copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in range(3)]
+
+    def repair(self) -> None:
+        """Open those again that are closed."""
+        for fd, copy in enumerate(self._copies):
+            try:
+                os.fstat(fd)
+            except OSError:
+                try:
+                    os.dup2(copy, fd)
+                except OSError:
+                    pass  # the call has closed the copies, too
 
 
 def _stores(locator: str) -> Callable[[str], BlobStore]:

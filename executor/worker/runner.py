@@ -64,6 +64,10 @@ def unpacked(body: memoryview) -> tuple[Batch, memoryview]:
     return Batch(*marshal.loads(body[_LENGTH.size : start])), body[start:]
 
 
+class CallInterrupted(KeyboardInterrupt):
+    """Somebody cancelled the call that runs."""
+
+
 class Interrupts:
     """SIGINT reaches user code only: between calls it is forgotten."""
 
@@ -74,7 +78,7 @@ class Interrupts:
         """SIGINT has come."""
         if self.in_call:
             self.in_call = False
-            raise KeyboardInterrupt("the call was cancelled")
+            raise CallInterrupted("the call was cancelled")
 
 
 class Functions:
@@ -255,6 +259,8 @@ def _cancel_leftovers(runner: Any) -> None:
 
 def user_error(error: BaseException) -> bytes:
     """The outcome of a call that raised, without our own frame in its traceback."""
+    if isinstance(error, CallInterrupted):
+        return outcome.CANCELLED
     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
         error.__traceback__ = error.__traceback__.tb_next
     try:
