@@ -215,10 +215,7 @@ class Link:
     def close(self, *, reset: bool = False) -> None:
         """Cut it, with FIN or with RST."""
         self._reset = self._reset or reset
-        try:
-            self._end.send(b"!")
-        except OSError:
-            pass  # closed by then
+        self._wake()
         for pump in self.pumps:
             pump.join()
 
@@ -228,7 +225,7 @@ class Link:
             self._left -= 1
             last = not self._left
         if not last:
-            self._end.send(b"!")
+            self._wake()
             return
         for end in (self.near, self.far):
             if self._reset:
@@ -236,6 +233,12 @@ class Link:
             end.close()
         self._over.close()
         self._end.close()
+
+    def _wake(self) -> None:
+        try:
+            self._end.send(b"!")
+        except OSError:
+            pass  # closed by then
 
 
 class Proxy:
@@ -251,6 +254,7 @@ class Proxy:
         self._server = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._lock = threading.Lock()
         self._links: list[Link] = []
         self._holding: str | None = None
         self.latency_s = 0.0
@@ -343,8 +347,9 @@ class Proxy:
         except OSError:
             pass
         finally:
-            if link in self._links:
-                self._links.remove(link)
+            with self._lock:
+                if link in self._links:
+                    self._links.remove(link)
             link.left()
 
     def _to_server(self, link: Link) -> None:

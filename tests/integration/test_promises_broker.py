@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from executor.dispatch import dispatcher
 from tests.faults import Journal, Server, gated, noted, parent_of, registered, started
 from tests.support import until
 
@@ -28,6 +29,12 @@ def journal(tmp_path: Path) -> Journal:
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path, "--maxmemory-policy", "noeviction") as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases are short here, and so may be the time that workers get to say what they still run."""
+    monkeypatch.setattr(dispatcher, "RESTATE_S", 3.0)
 
 
 def fill(server: Server) -> None:

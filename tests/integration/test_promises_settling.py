@@ -73,8 +73,9 @@ def test_futures_fail_when_the_broker_is_gone_for_good(tmp_path: Path, journal: 
 def test_futures_fail_when_the_broker_says_nothing_any_more(
     tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from executor.broker import connection
+    from executor.broker import connection, lean
 
+    monkeypatch.setattr(lean, "SILENCE_S", 6.0)
     monkeypatch.setitem(connection.connect_async.__kwdefaults__, "answer_timeout_s", 6.0)
     with Server(tmp_path) as server, started(max_workers=1, broker_url=server.url) as executor:
         assert executor.submit(noted, journal, "first").result() == "first"
@@ -89,8 +90,11 @@ def test_futures_fail_when_the_broker_says_nothing_any_more(
 # --- our own processes ----------------------------------------------------------------------------------------------
 
 
-def test_calls_survive_the_death_of_the_embedded_server(journal: Journal, gate: Gate) -> None:
+def test_calls_survive_the_death_of_the_embedded_server(
+    journal: Journal, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It keeps nothing; the supervisor starts it again under the same address, and the client sends its calls again."""
+    monkeypatch.setattr(dispatcher, "RESTATE_S", 3.0)
     with started(max_workers=2) as executor:
         running = [executor.submit(gated, journal, i, gate) for i in range(2)]
         journal.wait("started", count=2)
