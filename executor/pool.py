@@ -30,15 +30,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from executor.errors import PoolBroken
 from executor.kube_executor import KubeExecutor
-from executor.pool_results import (
-    ApplyResult,
-    AsyncResult,
-    Deliveries,
-    IMapIterator,
-    IMapUnorderedIterator,
-    Job,
-    MapResult,
-)
+from executor.pool_iterators import IMapIterator, IMapUnorderedIterator, Window
+from executor.pool_results import ApplyResult, AsyncResult, CallResult, Deliveries, Job, MapResult, settle_by
 from executor.tasks.chunk import chunks_of, even_chunksize, run_chunk, run_star_chunk
 
 if TYPE_CHECKING:
@@ -152,8 +145,10 @@ class Pool:
             ValueError: The pool is not running.
         """
         self._check_running()
+        if callback is None and error_callback is None:
+            return CallResult(self, self._submitted(func, args, kwds or {}))
         result = AsyncResult(self, callback, error_callback)
-        self._submit(result, 0, func, args, kwds or {})
+        settle_by(self._submitted(func, args, kwds or {}), result, 0)
         return result
 
     # --- many, all at once ----------------------------------------------------------------------
@@ -321,40 +316,27 @@ class Pool:
     def _run_feeder(
         self, job: MapResult | IMapIterator[Any], function: Callable[..., Any], calls: Iterable[Any]
     ) -> None:
-        ahead = threading.Semaphore(max(_MIN_AHEAD, _AHEAD_PER_PROCESS * self._processes))
+        window = Window(max(_MIN_AHEAD, _AHEAD_PER_PROCESS * self._processes))
         count = 0
         try:
             for arguments in calls:
-                ahead.acquire()
-                if not self._submit(job, count, function, arguments, {}, ahead.release):
+                window.enter()
+                if self._state == TERMINATE:
                     return
+                settle_by(self._submitted(function, arguments, {}), job, count, window.leave)
                 count += 1
         except BaseException as error:
             job._settle(count, False, error)
             count += 1
         job._set_length(count)
 
-    def _submit(
-        self,
-        job: Job,
-        index: int,
-        function: Callable[..., Any],
-        args: Iterable[Any],
-        kwargs: Mapping[str, Any],
-        then: Callable[[], object] = lambda: None,
-    ) -> bool:
-        def settle(future: Future[Any]) -> None:
-            job._settle_from(index, future)
-            then()
-
+    def _submitted(self, function: Callable[..., T], args: Iterable[Any], kwargs: Mapping[str, Any]) -> Future[T]:
         try:
-            future = self._executor.submit(function, *args, **kwargs)
-        except Exception as error:
-            job._abort(error)
-            return False
-        # The plain one: a CallFuture would call back on a running event loop, which a Pool's user may be blocking.
-        Future.add_done_callback(future, settle)
-        return True
+            return self._executor.submit(function, *args, **kwargs)
+        except Exception as error:  # the executor is broken, or has been terminated meanwhile
+            failed: Future[T] = Future()
+            failed.set_exception(error)
+            return failed
 
 
 #: Pools that may still have to be ended when the interpreter exits.

@@ -1,4 +1,4 @@
-"""What :class:`executor.pool.Pool` hands out: results that arrive later.
+"""What :class:`executor.pool.Pool` hands out: results that arrive later; iterators are in ``pool_iterators``.
 
 ::
 
@@ -16,9 +16,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import TimeoutError  # the very class that callers of a Pool catch
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from queue import SimpleQueue
@@ -29,12 +29,13 @@ from executor.errors import SerializationError
 __all__ = [
     "ApplyResult",
     "AsyncResult",
+    "CallResult",
     "Deliveries",
-    "IMapIterator",
-    "IMapUnorderedIterator",
     "Job",
     "MapResult",
     "ResultEncodingError",
+    "outcome_of",
+    "settle_by",
 ]
 
 T = TypeVar("T")
@@ -126,24 +127,35 @@ class Job:
         """The pool is gone: what is not done ends with ``error``."""
         raise NotImplementedError
 
-    def _settle_from(self, index: int, future: Future[Any]) -> None:
-        if future.cancelled():
-            self._settle(index, False, CancelledError())
-        elif (error := future.exception()) is not None:
-            self._settle(index, False, _as_pool_error(error))
-        else:
-            self._settle(index, True, future.result())
-
     def _leave(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool._leave(self)
 
 
-def _as_pool_error(error: BaseException) -> BaseException:
+def settle_by(future: Future[Any], job: Job, index: int, then: Callable[[], object] | None = None) -> None:
+    """Settle chunk ``index`` of the job when the future is done, and then call ``then``."""
+
+    def settle(done: Future[Any]) -> None:
+        job._settle(index, *outcome_of(done))
+        if then is not None:
+            then()
+
+    # The plain one: a CallFuture would call back on a running event loop, which a Pool's user may be blocking.
+    Future.add_done_callback(future, settle)
+
+
+def outcome_of(future: Future[Any]) -> tuple[bool, Any]:
+    """Whether a done future succeeded; its value or its exception, as callers of a Pool expect it."""
+    try:
+        error = future.exception()
+    except CancelledError as cancelled:
+        return False, cancelled
+    if error is None:
+        return True, future.result()
     if type(error) is SerializationError and error.details.keys() & {"result", "exception"}:
-        return ResultEncodingError(str(error), error.details)
-    return error
+        return False, ResultEncodingError(str(error), error.details)
+    return False, error
 
 
 class AsyncResult(Job, Generic[T]):
@@ -171,7 +183,7 @@ class AsyncResult(Job, Generic[T]):
         super().__init__(pool)
 
     def __repr__(self) -> str:
-        state = "pending" if not self.ready() else "value" if self._success else "error"
+        state = "pending" if not self.ready() else "value" if self.successful() else "error"
         return f"<{type(self).__module__}.{type(self).__qualname__} {state} at {id(self):#x}>"
 
     def ready(self) -> bool:
@@ -186,7 +198,7 @@ class AsyncResult(Job, Generic[T]):
         """
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
-        return self._success
+        return self._outcome()[0]
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is ready, or for ``timeout`` seconds."""
@@ -205,10 +217,13 @@ class AsyncResult(Job, Generic[T]):
         self.wait(timeout)
         if not self.ready():
             raise TimeoutError
-        if not self._success:
-            raise self._value
-        value: T = self._value
-        return value
+        success, value = self._outcome()
+        if not success:
+            raise value
+        return value  # type: ignore[no-any-return]
+
+    def _outcome(self) -> tuple[bool, Any]:
+        return self._success, self._value
 
     def _settle(self, index: int, success: bool, value: Any) -> None:
         self._finish(success, value)
@@ -242,6 +257,35 @@ class AsyncResult(Job, Generic[T]):
 
 
 ApplyResult = AsyncResult
+
+
+class CallResult(AsyncResult[T]):
+    """The result of ``apply_async`` without callbacks: a future and hardly more, for a quarter of the time.
+
+    Args:
+        pool: Kept alive until the result is there.
+        future: Of the call.
+    """
+
+    def __init__(self, pool: object, future: Future[T]) -> None:
+        self._owner, self._future = pool, future
+        self._known: tuple[bool, Any] | None = None
+
+    def ready(self) -> bool:
+        """Whether the call has completed."""
+        return self._future.done()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the result is ready, or for ``timeout`` seconds."""
+        try:
+            self._future.exception(timeout)
+        except (FutureTimeoutError, CancelledError):
+            pass
+
+    def _outcome(self) -> tuple[bool, Any]:
+        if self._known is None:
+            self._known, self._owner = outcome_of(self._future), None
+        return self._known
 
 
 class MapResult(AsyncResult[list[Any]]):
@@ -286,100 +330,3 @@ class MapResult(AsyncResult[list[Any]]):
 
     def _set_length(self, length: int) -> None:
         """The number of chunks was known from the beginning."""
-
-
-class IMapIterator(Job, Generic[T]):
-    """The result of ``imap``: values in order, each as soon as it and those before it are there.
-
-    Args:
-        pool: Where the calls are made.
-        chunked: Whether each chunk's value is a list of values. Then, as in the standard library, an exception ends
-            the iteration; without, one can go on with ``next()`` after it.
-    """
-
-    def __init__(self, pool: Home, *, chunked: bool = False) -> None:
-        self._changed = threading.Condition()
-        self._chunked = chunked
-        self._outcomes: deque[tuple[bool, Any]] = deque()  # of chunks, as they may be handed on
-        self._early: dict[int, tuple[bool, Any]] = {}  # arrived before their turn
-        self._values: deque[T] = deque()  # of the chunk that is being handed on
-        self._placed = 0
-        self._length: int | None = None
-        self._aborted: BaseException | None = None
-        self._failed = False  # a chunk of several has
-        super().__init__(pool)
-
-    def __iter__(self) -> IMapIterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> T:
-        """The next value.
-
-        Args:
-            timeout: Seconds to wait for it; None is without end.
-
-        Raises:
-            StopIteration: There are no more.
-            multiprocessing.TimeoutError: It was not there in time.
-            Exception: What the call raised, or the iterable.
-        """
-        with self._changed:
-            if not self._changed.wait_for(self._can_answer, timeout):
-                raise TimeoutError
-            if self._values:
-                return self._values.popleft()
-            if self._failed or not self._outcomes:
-                raise self._aborted or StopIteration
-            success, value = self._outcomes.popleft()
-            if not success:
-                self._failed = self._chunked
-                raise value
-            self._values.extend(value if self._chunked else (value,))
-            return self._values.popleft()
-
-    def _can_answer(self) -> bool:
-        return bool(self._values or self._outcomes or self._failed or self._aborted or self._is_complete())
-
-    def _is_complete(self) -> bool:
-        return self._placed == self._length
-
-    def _settle(self, index: int, success: bool, value: Any) -> None:
-        with self._changed:
-            self._place(index, (success, value))
-            self._changed.notify_all()
-            complete = self._is_complete()
-        if complete:
-            self._leave()
-
-    def _place(self, index: int, outcome: tuple[bool, Any]) -> None:
-        self._early[index] = outcome
-        while self._placed in self._early:
-            self._outcomes.append(self._early.pop(self._placed))
-            self._placed += 1
-
-    def _set_length(self, length: int) -> None:
-        """The iterable has ended: there are ``length`` chunks."""
-        with self._changed:
-            self._length = length
-            self._changed.notify_all()
-            complete = self._is_complete()
-        if complete:
-            self._leave()
-
-    def _abort(self, error: BaseException) -> None:
-        with self._changed:
-            if not self._is_complete():
-                self._aborted = error
-            self._changed.notify_all()
-        self._leave()
-
-
-class IMapUnorderedIterator(IMapIterator[T]):
-    """The result of ``imap_unordered``: values as they arrive."""
-
-    def _place(self, index: int, outcome: tuple[bool, Any]) -> None:
-        self._outcomes.append(outcome)
-        self._placed += 1
