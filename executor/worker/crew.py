@@ -173,11 +173,13 @@ class Crew:
             grace_s: How long jobs may run on, in seconds.
             meanwhile: Called again and again while waiting.
         """
+        if self._stopped:
+            return
         self._stopping = True
         self.post(self._hand_back_waiting)
         self._wait(grace_s, lambda: self._busy() or bool(self._posted), meanwhile)
         self.kill_all(DRAINED)
-        self._wait(SETTLE_AT_STOP_S, lambda: self._busy() or bool(self._posted) or len(self.held) > 0, meanwhile)
+        self._wait(SETTLE_AT_STOP_S, lambda: self._busy() or self._unsettled(), meanwhile)
         self._stopped = True
         self._wake()
         self._thread.join(5)
@@ -375,6 +377,9 @@ class Crew:
             self._broken = True
             self._hand_back_waiting()
             self.on_broken(reason)
+
+    def _unsettled(self) -> bool:
+        return bool(self._posted or self.settler.waiting or len(self.held))
 
     # --- posted ----------------------------------------------------------------------------------
 

@@ -79,11 +79,10 @@ class Program:
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
         call_task(app, intake, self.held, pool.hub_calls.add)
         Steps(self.config, consuming, self._lease).add_to(app)
-        warnings.simplefilter(
-            "ignore", SecurityWarning
-        )  # root is common in containers, and calls are pickles by design
+        warnings.simplefilter("ignore", SecurityWarning)  # root is common in containers
         self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)
         self._worker.start()
+        self.crew.stop(0)  # of a worker that Celery did not even start, too
         self._lease.leave()
         self._capture.drain(1.0)
         return self._exit_code or int(self._worker.exitcode or 0)
