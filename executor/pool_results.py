@@ -263,12 +263,13 @@ class CallResult(AsyncResult[T]):
     """The result of ``apply_async`` without callbacks: a future and hardly more, for a quarter of the time.
 
     Args:
-        pool: Kept alive until the result is there.
+        pool: Kept alive by the future, which its executor holds until the call is done.
         future: Of the call.
     """
 
     def __init__(self, pool: object, future: Future[T]) -> None:
-        self._owner, self._future = pool, future
+        vars(future)["kept_alive"] = pool
+        self._future = future
         self._known: tuple[bool, Any] | None = None
 
     def ready(self) -> bool:
@@ -284,7 +285,8 @@ class CallResult(AsyncResult[T]):
 
     def _outcome(self) -> tuple[bool, Any]:
         if self._known is None:
-            self._known, self._owner = outcome_of(self._future), None
+            self._known = outcome_of(self._future)
+            vars(self._future).pop("kept_alive", None)
         return self._known
 
 
