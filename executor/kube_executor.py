@@ -35,6 +35,8 @@ class KubeExecutor(Calls):
         max_workers: Calls that run at a time; None means one for each CPU this process may use.
         initializer: Called once in each worker process before its first call; if it raises, the executor is broken.
         initargs: Its arguments.
+        max_tasks_per_child: Calls (or chunks of a ``map`` with ``chunksize=``) after which a worker process is replaced
+            by a fresh one; None never replaces it. Calls then travel one by one.
         broker_url: ``redis://``, ``rediss://`` or ``unix://`` of a server of yours; None starts one of our own.
             Also from ``KUBE_EXECUTOR_BROKER_URL``.
         pools: More pools, e.g. one that serves a Celery app; calls reach them by ``ex.options(pool=name)``.
@@ -56,6 +58,7 @@ class KubeExecutor(Calls):
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
         broker_url: str | None = None,
         pools: Sequence[PoolSpec] = (),
         name: str | None = None,
@@ -69,6 +72,11 @@ class KubeExecutor(Calls):
 
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
         settings = Settings.from_environment()
         self._max_workers = _workers(max_workers if max_workers is not None else settings.max_workers)
         self.name = name or make_session.new_id()
@@ -84,6 +92,7 @@ class KubeExecutor(Calls):
             lease_s=lease,
             store=store,
             initializer=None if initializer is None else (initializer, initargs),
+            max_tasks_per_child=max_tasks_per_child,
         )
         self._use(self._session, CallOptions())
         self._finalizer = weakref.finalize(self, _abandon, self._session, os.getpid())
@@ -248,7 +257,7 @@ def _on_loop() -> bool:
 def _abandon(session: Session, pid: int) -> None:
     """An executor that nobody holds any more: accepted calls finish, then everything goes."""
     if os.getpid() == pid and not session.closed and session.in_use:
+        session.close()  # first: the warning may be an error
         import warnings
 
         warnings.warn("A KubeExecutor was dropped without shutdown(); use `with`.", ResourceWarning, stacklevel=2)
-        session.close()

@@ -32,6 +32,7 @@ def local(
     lease_s: float,
     store: str | None,
     initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+    max_tasks_per_child: int | None,
 ) -> Session:
     """Worker processes on this machine.
 
@@ -42,6 +43,7 @@ def local(
         lease_s: Of the workers, in seconds.
         store: Locator for large values, or None.
         initializer: Function and arguments, for the default pool.
+        max_tasks_per_child: Calls (or chunks of a map) after which a process of the default pool is replaced.
 
     Raises:
         ValueError: The URL is malformed.
@@ -60,12 +62,13 @@ def local(
                 store=store,
                 queues=[keys.pool_queue(executor, spec.name)],
                 initializer=pickled if spec.name == DEFAULT_POOL else None,
+                max_tasks_per_child=max_tasks_per_child if spec.name == DEFAULT_POOL else None,
                 lease_s=lease_s,
             ),
         )
         for spec in specs
     ]
-    return Session(pools, executor=executor, client=client, key=key)
+    return Session(pools, executor=executor, client=client, key=key, alone=max_tasks_per_child is not None)
 
 
 def nested(context: WorkerContext, names: Sequence[str]) -> Session:

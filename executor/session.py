@@ -47,6 +47,7 @@ class Session:
         client: Id of this client.
         key: Master key of the signatures.
         on_busy: See :class:`Dispatcher`.
+        alone: Calls travel one by one unless a chunksize is given, so that they can be counted.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Session:
         client: str,
         key: bytes,
         on_busy: Callable[[bool], None] | None = None,
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self.pools = {pool.spec.name: pool for pool in pools}
         self.executor, self.client, self.key = executor, client, key
         self.functions = FunctionCache()
@@ -204,12 +207,17 @@ class Session:
     def lane(self, function: PickledFunction, options: CallOptions) -> CallLane:
         """A lane for single calls."""
         dispatcher = self.ensure_started()
-        return CallLane(function, options, self._duration(function), self.store, dispatcher.later)
+        lane = CallLane(function, options, self._duration(function), self.store, dispatcher.later)
+        if self._alone:
+            lane.chunksize = 1
+        return lane
 
     def map_lane(self, function: PickledFunction, options: CallOptions, **how: Any) -> MapLane:
         """A lane for one ``map``; see :class:`MapLane` for ``how``."""
         dispatcher = self.ensure_started()
         lane = MapLane(function, options, self._duration(function), self.store, later=dispatcher.later, **how)
+        if self._alone:
+            lane.chunksize = lane.chunksize or 1
         with dispatcher.lock:
             self._check_open(dispatcher)
             dispatcher.adopt(lane)

@@ -240,6 +240,7 @@ class LocalPool(WorkerPool):
             "lease_s": self.options.lease_s,
             "grace_s": self.options.grace_s,
             "store": self.store,
+            "max_tasks_per_child": self.options.max_tasks_per_child,
             "initializer": None if initializer is None else base64.b64encode(initializer).decode(),
         }
         return write_worker(directories.private, self.key, settings, self.options.worker_argv)

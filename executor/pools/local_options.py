@@ -25,6 +25,7 @@ class LocalOptions:
         key: Master key of the signatures; None makes one.
         store: Locator of the store for large values; None makes one in shared memory, where there is any.
         initializer: What each child unpickles and runs once, or None.
+        max_tasks_per_child: Messages after which a child process is replaced, or None.
         lease_s: How long a worker may be silent before its calls go to others, in seconds.
         grace_s: How long workers may finish what they run when the pool stops, in seconds.
         maxmemory_bytes: Limit of the embedded server; 0 is the memory of the machine.
@@ -38,6 +39,7 @@ class LocalOptions:
     key: bytes | None = None
     store: str | None = None
     initializer: bytes | None = None
+    max_tasks_per_child: int | None = None
     lease_s: float = 5.0
     grace_s: float = 5.0
     maxmemory_bytes: int = 0

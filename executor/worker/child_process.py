@@ -80,6 +80,7 @@ class ChildProcess:
         job: What it runs, or None.
         ready: It has said READY.
         kill_reason: Why we have killed it, or ``""``.
+        tasks_left: Jobs it may still take before another takes its place, or None.
         lent: How many waits on other calls go on in its call: its slot is lent out meanwhile.
         deaf_since: When it closed its socket; it should be dying.
         tail: The last of what it printed.
@@ -88,6 +89,7 @@ class ChildProcess:
     def __init__(self, setup: dict[str, Any], capture: Capture) -> None:
         self.job: Any = None
         self.ready = False
+        self.tasks_left: int | None = setup.get("max_tasks_per_child")
         self.lent = 0
         self.kill_reason = ""
         self.deaf_since: float | None = None

@@ -34,6 +34,7 @@ class WorkerConfig:
         sys_path: Put before the worker's own import path in children.
         cwd: Working directory of children, or None.
         store: Locator of the store for large values, or None.
+        max_tasks_per_child: Jobs after which a child is replaced, or None.
         initializer: Base64 of the pickle of ``(function, args)``, run once in each child, or None.
         max_deliveries: Deliveries of a plain Celery task that may die with their worker before it fails.
         probes: Directory for the ``ready`` and ``live`` files, or None.
@@ -54,6 +55,7 @@ class WorkerConfig:
     cwd: str | None = None
     store: str | None = None
     initializer: str | None = None
+    max_tasks_per_child: int | None = None
     max_deliveries: int = 3
     probes: str | None = None
     worker: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
@@ -76,6 +78,7 @@ class WorkerConfig:
             "sys_path": self.sys_path,
             "cwd": self.cwd,
             "initializer": self.initializer,
+            "max_tasks_per_child": self.max_tasks_per_child,
             "celery_app": self.celery_app,
             "hostname": f"ke@{self.worker}",
             "kombu_url": BrokerAddress.parse(self.broker).kombu_url,

@@ -259,6 +259,8 @@ class Crew:
             self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
 
     def _begin(self, child: ChildProcess, job: Job) -> None:
+        if child.tasks_left is not None:
+            child.tasks_left -= 1
         if not job.begin(child, next(self._numbers)):
             self._wake()  # the child is dead or dying; its end brings the job back
 
@@ -266,6 +268,9 @@ class Crew:
         """Give a free child the next job, or let it rest."""
         if child.kill_reason:  # the kill and the end of its job have crossed: it is dying
             child.job = None
+            return
+        if child.tasks_left is not None and child.tasks_left <= 0:
+            self._retire(child)
             return
         with self._lock:
             job = child.job = self._waiting.popleft() if self._waiting else None
@@ -275,6 +280,12 @@ class Crew:
             self._begin(child, job)
         elif self._lent == 0 and len(self._children) > self.slots:
             self._dismiss(child)
+
+    def _retire(self, child: ChildProcess) -> None:
+        """It has done its share (``max_tasks_per_child``): another takes its place."""
+        child.job = None
+        child.kill_reason = "retired"
+        child.send(pipe.EXIT)
 
     def _dismiss(self, child: ChildProcess) -> None:
         with self._lock:
