@@ -27,7 +27,7 @@ from executor.worker.crew import Crew
 from executor.worker.deliveries import Delivery, Held
 from executor.worker.functions import FunctionSource
 from executor.worker.lease import Lease
-from executor.worker.request import Intake, call_task
+from executor.worker.request import Intake, Reception
 from executor.worker.settler import Settler, Step
 from executor.worker.task_failure import fail_task
 
@@ -69,15 +69,20 @@ class Program:
         self.crew.start(self._children)
         self._lease.start()
         pool = bind(self.crew, self.config)
-        consuming = transport.Consuming(
-            self.held, lambda: self.crew.capacity, self._acknowledge, self._give_back, self._lease.on_tomb
-        )
-        transport.install(consuming)
         app = worker_app.load_app(self.config)
         self._lease.fail_task = lambda message, deaths: pool.hub_calls.add(lambda: fail_task(app, message, deaths))
         self._lease.on_drain = _drain
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
-        call_task(app, intake, self.held, pool.hub_calls.add)
+        reception = Reception(app, intake, pool.hub_calls.add)
+        consuming = transport.Consuming(
+            self.held,
+            lambda: self.crew.capacity,
+            self._acknowledge,
+            self._give_back,
+            self._lease.on_tomb,
+            reception.receive,
+        )
+        transport.install(consuming)
         Steps(self.config, consuming, self._lease).add_to(app)
         warnings.simplefilter("ignore", SecurityWarning)  # root is common in containers
         self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)

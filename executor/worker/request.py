@@ -151,50 +151,43 @@ class Intake:
         self._crew.settler.drop(delivery)
 
 
-def call_task(app: Any, intake: Intake, held: Held, later: Callable[[Callable[[], None]], None]) -> Task:
-    """Register ``executor.call`` with an app.
+class Reception:
+    """Where the transport brings call messages.
 
     Args:
-        app: A Celery app.
-        intake: Makes jobs of its messages.
-        held: Where deliveries are found by their tags.
-        later: Runs a function on the hub thread.
+        app: A Celery app; gets the task ``executor.call``, for the eyes of ``inspect``.
+        intake: Makes jobs of messages.
+        later: Runs a function on the hub thread: Celery's state belongs to it.
     """
 
-    class Call(Task):
-        name = wire.CALL_TASK
-        ignore_result = True
-        acks_late = True
+    def __init__(self, app: Any, intake: Intake, later: Callable[[Callable[[], None]], None]) -> None:
+        self._task = app.register_task(_Call())
+        self._intake, self._later = intake, later
 
-        def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., None]:
-            return _strategy(self, intake, held, later)
-
-        def run(self, *args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("executor.call is run by workers of kube-executor only.")
-
-    return app.register_task(Call())
-
-
-def _strategy(
-    task: Task, intake: Intake, held: Held, later: Callable[[Callable[[], None]], None]
-) -> Callable[..., None]:
-    def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        worker, _, tag = message.delivery_tag.rpartition("#")
-        delivery = held.get(worker, tag)
-        if delivery is None:
-            return
-        job = intake.job(delivery)
+    def receive(self, delivery: Delivery) -> None:
+        """Take a message, on the hub thread."""
+        job = self._intake.job(delivery)
         if job is None:
             return
-        request = CallRequest(job, task)
-        job.on_release = lambda: later(lambda: state.task_ready(request))
+        request = CallRequest(job, self._task)
+        job.on_release = lambda: self._later(lambda: state.task_ready(request))
         request.time_start = time.time()
         request.worker_pid = os.getpid()
         state.task_reserved(request)
         state.task_accepted(request)
-        intake.start(job)
+        self._intake.start(job)
 
-    return receive
+
+class _Call(Task):
+    """The task that call messages name."""
+
+    name = wire.CALL_TASK
+    ignore_result = True
+    acks_late = True
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Not this way."""
+        raise RuntimeError("executor.call is run by workers of kube-executor only.")
 
 
 def _readable(delivery: Delivery) -> wire.Envelope:

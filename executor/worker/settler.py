@@ -17,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from executor.broker import keys, scripts
+from executor.worker.line import Line
 
 if TYPE_CHECKING:
     import redis
@@ -60,7 +61,7 @@ class Settler:
     def __init__(self, connect: Callable[[], redis.Redis], held: Held) -> None:
         self._connect = connect
         self._held = held
-        self._client: redis.Redis | None = None
+        self._line: Line | None = None
         self._scripts: scripts.Scripts | None = None
         self._steps: deque[Step] = deque()
         self._pause_s = 0.0
@@ -138,8 +139,12 @@ class Settler:
         Raises:
             redis.RedisError, OSError: The server is away; ask again.
         """
-        value: Any = self._connected().get(key)
-        return value if value is None or isinstance(value, bytes) else str(value).encode()
+        try:
+            value: bytes | None = self._connected().execute_command("GET", key)
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            self.close()
+            raise
+        return value
 
     @property
     def waiting(self) -> int:
@@ -152,33 +157,31 @@ class Settler:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._client is not None:
-            self._client.close()
+        if self._line is not None:
+            self._line.close()
+            self._line = self._scripts = None
 
     def _run(self, step: Step) -> str | ResponseError:
         self._connected()
         assert self._scripts is not None
         return str(scripts.text(self._scripts.run(step.script, step.keys, step.args)))
 
-    def _connected(self) -> redis.Redis:
-        if self._client is None:
-            client = self._connect()
-            info = client.info("server")
-            if str(info["run_id"]) != self._held.run_id:
-                client.close()
+    def _connected(self) -> Line:
+        if self._line is None:
+            line = Line(self._connect())
+            if line.run_id != self._held.run_id:
+                line.close()
                 raise RedisConnectionError("the lease is not stated to this server run yet")
-            self._scripts = scripts.Scripts(client, scripts.runs_shebang(str(info["redis_version"])))
-            self._client = client
-        return self._client
+            self._scripts = scripts.Scripts(line, scripts.runs_shebang(line.version))
+            self._line = line
+        return self._line
 
     def _back_off(self, error: Exception) -> None:
         if not self._pause_s:
             logger.warning("The broker is away (%s); %d outcomes wait.", error, len(self._steps))
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
         self._next_try = monotonic() + self._pause_s
-        if self._client is not None:
-            self._client.close()
-            self._client = self._scripts = None
+        self.close()
 
 
 def _transient(error: ResponseError) -> bool:

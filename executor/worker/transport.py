@@ -31,7 +31,8 @@ from kombu.utils import json as kombu_json
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from executor.broker import keys, scripts
+from executor.broker import scripts
+from executor.worker.claim_commands import ClaimCommands, claim_commands
 from executor.worker.deliveries import Delivery, Held, is_call
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Consuming:
         acknowledge: Drop a plain message; any thread.
         give_back: Return a message to its queue, uncharged; any thread.
         on_tomb: The worker's id was reaped.
+        receive_call: Takes call messages; the way through Celery's consumer would cost more than most calls.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class Consuming:
         acknowledge: Callable[[Delivery], None],
         give_back: Callable[[Delivery], None],
         on_tomb: Callable[[str], None],
+        receive_call: Callable[[Delivery], None],
     ) -> None:
         self.held, self.capacity = held, capacity
         self.acknowledge, self.give_back, self.on_tomb = acknowledge, give_back, on_tomb
+        self.receive_call = receive_call
         self.draining = False
         self.last_read = monotonic()
 
@@ -118,9 +122,8 @@ class QoS(_base.QoS):
         return max(0, consuming.capacity() + waiting_for_eta - consuming.held.occupying)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Remember a plain task's message; ours are the pool's from here on."""
-        if "ke" not in message.headers:  # claimed already: nothing to tell Redis; ours are the pool's from here on
-            _virtual_qos.append(self, message, delivery_tag)
+        """Remember a message; Redis knows: it was claimed."""
+        _virtual_qos.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Drop the in-flight entry."""
@@ -166,7 +169,7 @@ class Channel(_base.Channel):
     #: Prefetch count as first set; what is above it is Celery's room for ETA tasks.
     initial_prefetch = 0
     _busy = False
-    _expected: tuple[str, ...] = ()
+    _expected = 0
     _asked: tuple[str, int] = ("", 0)
     _turn = 0
     _shebang: bool | None = None
@@ -182,24 +185,23 @@ class Channel(_base.Channel):
         credit = self.qos.can_consume_max_estimate()
         if not queues or not credit:
             return
-        consuming, connection = current(), self.client.connection
-        lists = [key for step in self.priority_steps for key in (self._q_for_pri(queue, step) for queue in queues)]
-        held = consuming.held
+        connection, held = self.client.connection, current().held
         worker, base, credit = held.worker, held.next_tag, min(credit, CLAIM_AT_MOST)
         held.next_tag = base + credit
+        commands = self._commands(worker, tuple(queues))
         self._in_poll, self._brpop_sent_at = connection, monotonic()
         self._asked = (worker, base + credit)
-        commands = [self._claim_command(worker, lists, credit, base)]
-        if not self._busy:
+        if self._busy:
+            self._expected = 1
+            connection.send_packed_command([commands.claim(credit, base)])
+        else:
+            self._expected = 2
             self._turn += 1
-            block_on = queues[self._turn % len(queues)]
-            commands.insert(0, ("BLMOVE", block_on, keys.inbox(worker, block_on), "RIGHT", "LEFT", BLOCK_S))
-        self._expected = tuple(command[0] for command in commands)
-        connection.send_packed_command(connection.pack_commands(commands))
+            connection.send_packed_command([commands.wait(self._turn) + commands.claim(credit, base)])
 
-    def _claim_command(self, worker: str, lists: list[str], credit: int, base: int) -> tuple[Any, ...]:
-        names = [keys.inflight(worker), keys.tomb(worker), *lists]
-        return ("EVALSHA", self._claim_digest(), len(names), *names, worker, credit, base, scripts.CLIENT_TTL_S)
+    def _commands(self, worker: str, queues: tuple[str, ...]) -> ClaimCommands:
+        lists = tuple(self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues)
+        return claim_commands(worker, queues, lists, self._claim_digest(), BLOCK_S)
 
     def _claim_digest(self) -> str:
         if self._shebang is None:
@@ -209,12 +211,12 @@ class Channel(_base.Channel):
     def _brpop_read(self, **options: Any) -> bool:
         connection, expected = self.client.connection, self._expected
         try:
-            replies = [self._reply(connection) for _ in expected]
+            replies = [self._reply(connection) for _ in range(expected)]
         except self.connection_errors:
             connection.disconnect()  # the next turn of the loop reconnects; what was claimed unseen is swept up
             raise
         finally:
-            self._in_poll, self._expected = None, ()
+            self._in_poll, self._expected = None, 0
         consuming = current()
         consuming.last_read = monotonic()
         claimed = replies[-1]
@@ -223,13 +225,14 @@ class Channel(_base.Channel):
         if claimed == b"TOMB":
             consuming.on_tomb(self._asked[0])
             raise Empty()
-        self._busy = len(claimed) > 0
-        deliveries = self._register(claimed)
+        self._busy = claimed[0] > 0
+        deliveries = self._register(claimed[1:])
         consuming.held.settled_below = self._asked[1]
-        for delivery in deliveries:
-            self._hand_on(delivery)
         if not deliveries:
             raise Empty()
+        self._queue_cycle.rotate(deliveries[-1].queue)
+        for delivery in deliveries:
+            self._hand_on(delivery)
         return True
 
     @staticmethod
@@ -263,7 +266,10 @@ class Channel(_base.Channel):
             current().give_back(delivery)
             return
         try:
-            self.connection._deliver(self._opened(delivery), delivery.queue)
+            if is_call(delivery.message):
+                current().receive_call(delivery)
+            else:
+                self.connection._deliver(self._opened(delivery), delivery.queue)
         except (RedisError, OSError):
             raise
         except Exception:  # whoever wrote it: no message may end the worker, and the next one that claims it
@@ -273,9 +279,7 @@ class Channel(_base.Channel):
 
     @staticmethod
     def _opened(delivery: Delivery) -> dict[str, Any]:
-        message = delivery.message
-        # Ours are verified and decoded by the intake; for others, kombu's own reader knows dates and the like.
-        message = {**message, "body": ""} if is_call(message) else _loads(delivery.raw.decode())
+        message: dict[str, Any] = _loads(delivery.raw.decode())  # kombu's own reader knows dates and the like
         message["properties"] = {**message["properties"], "delivery_tag": f"{delivery.worker}#{delivery.tag}"}
         return message
 

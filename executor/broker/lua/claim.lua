@@ -3,12 +3,13 @@
 --
 -- KEYS  1 in-flight hash of the worker, 2 its tombstone, 3.. lists to pop from, most urgent first
 -- ARGV  1 worker, 2 credit (how many at most), 3 number below the first tag, 4 ttl_s of hashes made here
--- Returns 'TOMB' when the worker was reaped, else a flat list: tag, list, raw message, cancelled indexes, ...
+-- Returns 'TOMB' when the worker was reaped, else a flat list: whether there is more, then for each message its tag,
+-- list, text and cancelled indexes.
 if redis.call('EXISTS', KEYS[2]) == 1 then
   return 'TOMB'
 end
 local worker, credit, tag = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local claimed = {}
+local claimed = {0}
 
 local function register(list, raw)
   tag = tag + 1
@@ -41,6 +42,12 @@ for i = 3, #KEYS do
     local raw = redis.call('RPOP', KEYS[i])
     if not raw then break end
     register(KEYS[i], raw)
+  end
+end
+for i = 3, #KEYS do
+  if redis.call('LLEN', KEYS[i]) > 0 then
+    claimed[1] = 1
+    break
   end
 end
 return claimed
