@@ -409,12 +409,8 @@ class Crew:
         for child in list(self._children.values()):
             if child.job is not None:
                 child.kill(reason)
-        if reason == FENCED:
-            with self._lock:
-                waiting, self._waiting = list(self._waiting), deque()
-            for job in waiting:
-                job.release(self.held)
-                job.settled = True
+        if reason == FENCED:  # taken away as well: their fences say so
+            self._hand_back_waiting()
 
     def _cancel(self, job_id: str, indexes: frozenset[int], how: str | None) -> None:
         with self._lock:

@@ -127,9 +127,7 @@ def test_a_call_that_is_killed_each_time_is_buried_with_its_story(
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT")])
-def test_a_child_that_crashes_fails_its_call_at_once(
-    start: Starter, client: RawClient, number: int, name: str
-) -> None:
+def test_a_child_that_crashes_fails_its_call_at_once(start: Starter, client: RawClient, number: int, name: str) -> None:
     start()
     crashed = client.send(calls.dies, (number,))
     fine = client.send(calls.add, (1, 1))

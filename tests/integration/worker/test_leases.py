@@ -219,9 +219,7 @@ def test_on_a_full_server_leases_and_running_calls_go_on(
     connection.config_set("maxmemory", "0")
 
 
-def test_children_end_with_a_killed_parent(
-    start: Starter, client: RawClient, journal: Journal, gate: Gate
-) -> None:
+def test_children_end_with_a_killed_parent(start: Starter, client: RawClient, journal: Journal, gate: Gate) -> None:
     worker = start(slots=2)
     client.send(calls.waits, (journal.path, gate, "x"))
     journal.wait("started")
