@@ -166,6 +166,10 @@ class Crew:
         """Kill one child, on behalf of Celery's ``revoke(terminate=True)``."""
         self.post(lambda: self._terminate(pid, reason))
 
+    def declare_broken(self, reason: str) -> None:
+        """This worker cannot work at all."""
+        self.post(lambda: self._break(reason))
+
     def stop(self, grace_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Let running jobs finish, hand back the rest, end the children; blocks for the grace period at most.
 

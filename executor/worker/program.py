@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import time
+import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,18 @@ class Program:
         """Work until told to stop; returns the exit code."""
         self.crew.start(self._children)
         self._lease.start()
+        try:
+            self._worker = self._build()
+        except BaseException:  # importing a user's app may raise anything
+            self.crew.declare_broken(f"The worker could not be set up:\n{traceback.format_exc()}")
+        else:
+            self._worker.start()
+        self.crew.stop(0)  # of a worker that Celery did not even start, too
+        self._lease.leave()
+        self._capture.drain(1.0)
+        return self._exit_code or int(getattr(self._worker, "exitcode", 0) or 0)
+
+    def _build(self) -> worker_app.PodWorker:
         pool = bind(self.crew, self.config)
         app = worker_app.load_app(self.config)
         self._lease.fail_task = lambda message, deaths: pool.hub_calls.add(lambda: fail_task(app, message, deaths))
@@ -85,12 +98,7 @@ class Program:
         transport.install(consuming)
         Steps(self.config, consuming, self._lease).add_to(app)
         warnings.simplefilter("ignore", SecurityWarning)  # root is common in containers
-        self._worker = worker_app.build(self.config, app, pool, pool.hub_calls)
-        self._worker.start()
-        self.crew.stop(0)  # of a worker that Celery did not even start, too
-        self._lease.leave()
-        self._capture.drain(1.0)
-        return self._exit_code or int(self._worker.exitcode or 0)
+        return worker_app.build(self.config, app, pool, pool.hub_calls)
 
     def _start_child(self) -> ChildProcess:
         return ChildProcess(self.config.setup(), self._capture)
