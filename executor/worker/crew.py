@@ -132,6 +132,9 @@ class Crew:
 
     def submit(self, job: Job) -> None:
         """Run a job: at once on an idle child, written by the calling thread, else in its turn."""
+        if self._broken or self._stopping:  # claimed in the last moment: nobody here will run it
+            self.post(lambda: self._return(job))
+            return
         with self._lock:
             child = self._idle.pop() if self._idle else None
             if child is None:
@@ -408,6 +411,10 @@ class Crew:
         for job in waiting:
             job.release(self.held)
             job.hand_back()
+
+    def _return(self, job: Job) -> None:
+        job.release(self.held)
+        job.hand_back()
 
     def _kill_busy(self, reason: str) -> None:
         for child in list(self._children.values()):
