@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 LEASES = "ke:leases"
 WORKERS = "ke:workers"
 OBITUARIES = "ke:obituaries"
@@ -50,6 +52,12 @@ def inflight(worker: str) -> str:
 def inbox(worker: str, queue_key: str) -> str:
     """List into which BLMOVE moves a message for a worker."""
     return f"ke:inbox:{worker}:{queue_key}"
+
+
+def inboxes(worker: str, queues: Iterable[str]) -> list[str]:
+    """Each inbox that a worker may have, and the list it was filled from, in turn: KEYS of ``sweep.lua``."""
+    lists = [key for queue in queues for key in priority_queues(queue)]
+    return [name for key in lists for name in (inbox(worker, key), key)]
 
 
 def tomb(worker: str) -> str:

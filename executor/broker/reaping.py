@@ -109,10 +109,10 @@ class Reaper:
         known = _json(description)
         story = _story(worker, known, _json(obituary))
         logger.warning("Reaping worker %s: %s.", worker, story["reason"])
-        self._cut_off(worker)
+        self.cut_off(worker)
         self._take_all(worker, _pairs(fields), story, str(known.get("pool") or "default"))
         queues = [str(queue) for queue in known.get("queues") or []]
-        self._sweep(worker, queues)
+        self.sweep(worker, queues)
         self._graves[worker] = Grave(worker, queues, monotonic() + SECOND_SWEEP_S)
         return True
 
@@ -121,7 +121,7 @@ class Reaper:
         for grave in list(self._graves.values()):
             if monotonic() < grave.sweep_at:
                 continue
-            self._sweep(grave.worker, grave.queues)
+            self.sweep(grave.worker, grave.queues)
             worker = grave.worker
             names = [keys.LEASES, keys.WORKERS, keys.OBITUARIES]
             names += [keys.inflight(worker), keys.control(worker), _reaping(worker)]
@@ -222,19 +222,20 @@ class Reaper:
 
     # --- what else it left -----------------------------------------------------------------------
 
-    def _cut_off(self, worker: str) -> None:
-        """Close its connections: a blocked pop of a dead node would go on taking messages."""
+    def cut_off(self, worker: str) -> None:
+        """Close a worker's connections, but this one: a blocked pop of a dead node would go on taking messages."""
         name = client_name(worker)
         try:
+            own = self._client.client_id()
             for each in self._client.client_list():
-                if each.get("name") == name:
+                if each.get("name") == name and int(each["id"]) != own:
                     self._client.client_kill_filter(_id=each["id"])
         except ResponseError as error:
             logger.info("The connections of %s could not be closed: %s", worker, error)
 
-    def _sweep(self, worker: str, queues: Sequence[str]) -> None:
-        lists = [key for queue in queues for key in keys.priority_queues(queue)]
-        names = [name for key in lists for name in (keys.inbox(worker, key), key)]
+    def sweep(self, worker: str, queues: Sequence[str]) -> None:
+        """Put back what a worker's ``BLMOVE`` took and no claim has registered."""
+        names = keys.inboxes(worker, queues)
         if names and (moved := self._scripts.run("sweep", names, [])):
             logger.info("%s messages that %s had not yet claimed are back in their queues.", moved, worker)
 

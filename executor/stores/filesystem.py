@@ -33,8 +33,9 @@ from executor.stores.base import (
 
 _GONE = "It was swept after not being used for some time, or this machine does not see the same disk."
 _TEMPORARY = "tmp-"
-#: A blob that a sweep has just taken away to look at may come back within this time.
-_SECOND_LOOK_S = 0.05
+#: Pauses before looking again for a blob that is not there, in seconds: a sweep may just have taken it aside to look at
+#: it. That takes microseconds, but the sweeping process may be kept from running in the middle.
+_LOOK_AGAIN_S = (0.01, 0.05, 0.25, 0.75)
 
 
 class SharedDiskStore:
@@ -126,15 +127,12 @@ class SharedDiskStore:
             pass
 
     def _open(self, ref: BlobRef, place: str) -> int:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            return os.open(place, flags, dir_fd=self._directory)
-        except FileNotFoundError:
-            time.sleep(_SECOND_LOOK_S)
-        try:
-            return os.open(place, flags, dir_fd=self._directory)
-        except FileNotFoundError:
-            raise missing(ref, self.path, _GONE) from None
+        for pause_s in (*_LOOK_AGAIN_S, 0.0):
+            try:
+                return os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+            except FileNotFoundError:
+                time.sleep(pause_s)
+        raise missing(ref, self.path, _GONE)
 
     def _places(self) -> Iterator[str]:
         for entry in os.listdir(self._directory):

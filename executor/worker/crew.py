@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from executor.worker import pipe
 from executor.worker.call_job import DRAINED, FENCED
+from executor.worker.starts import Starts
 
 if TYPE_CHECKING:
     from executor.worker.child_process import ChildProcess, Death
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A pool whose children end by themselves so often, one after the other, before they are ready, is broken.
-STARTS_BEFORE_BROKEN = 3
-#: The same for those that are killed from outside: chance may do that a few times.
-KILLS_BEFORE_BROKEN = 20
-#: Longest pause before the next start, in seconds.
-START_PAUSE_S = 1.0
 #: Longest sleep of the crew thread, in seconds.
 IDLE_S = 1.0
 #: How long a finished crew keeps trying to deliver outcomes to a server that is away, in seconds.
@@ -106,8 +101,7 @@ class Crew:
         self._waiting: deque[Job] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._lent = 0
-        self._failed_starts = self._killed_starts = 0
-        self._next_start = 0.0
+        self._starts = Starts()
         self._broken = False
         self._stopping = self._stopped = False
         self._selector = selectors.DefaultSelector()
@@ -129,6 +123,11 @@ class Crew:
     def capacity(self) -> int:
         """Jobs that may be here at a time; more than slots while slots are lent out."""
         return 0 if self._stopping or self._broken else self.slots + self._lent
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` is through, so that nothing posted will run."""
+        return self._stopped
 
     def submit(self, job: Job) -> None:
         """Run a job: at once on an idle child, written by the calling thread, else in its turn."""
@@ -225,7 +224,7 @@ class Crew:
 
     def _sleep_s(self) -> float:
         waits = [IDLE_S, self.settler.next_try_s(), self._functions.next_try_s()]
-        if (pause_s := self._next_start - monotonic()) > 0:
+        if (pause_s := self._starts.wait_s(monotonic())) > 0:
             waits.append(pause_s)
         for child in list(self._children.values()):
             job = child.job
@@ -256,7 +255,7 @@ class Crew:
             return
         starting = sum(not child.ready for child in self._children.values())
         wanted = self.slots + self._lent - len(self._children)
-        if wanted > 0 and (not starting or len(self._waiting) > starting) and monotonic() >= self._next_start:
+        if wanted > 0 and (not starting or len(self._waiting) > starting) and not self._starts.wait_s(monotonic()):
             self._adopt(self._start_child())
 
     def _adopt(self, child: ChildProcess) -> None:
@@ -338,7 +337,7 @@ class Crew:
             self._break(f"A worker process could not be set up:\n{error}")
             return
         child.ready = True
-        self._failed_starts = self._killed_starts = 0
+        self._starts.succeeded()
         self._next_job(child)
 
     def _ended(self, child: ChildProcess) -> None:
@@ -371,12 +370,9 @@ class Crew:
         self.on_free()
 
     def _start_failed(self, death: Death) -> None:
-        self._failed_starts += death.by_itself
-        self._killed_starts += not death.by_itself
-        failures = self._failed_starts + self._killed_starts
-        self._next_start = monotonic() + min(START_PAUSE_S, 0.02 * 2**failures)
+        self._starts.failed(monotonic(), by_itself=death.by_itself)
         logger.error("A child ended before it was ready: %s. %s", death.reason, death.output)
-        if self._failed_starts >= STARTS_BEFORE_BROKEN or self._killed_starts >= KILLS_BEFORE_BROKEN:
+        if self._starts.hopeless:
             self._break(f"Worker processes end before they are ready ({death.reason}). Last output:\n{death.output}")
 
     def _forget(self, child: ChildProcess) -> None:

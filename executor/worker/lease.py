@@ -70,6 +70,7 @@ class Lease:
         self.on_drain: Callable[[], None] = lambda: None
         self._config, self._address, self._held, self._crew = config, address, held, crew
         self._master, self._describe = master, describe
+        self._queues = [*config.queues, *config.service_queues]
         self._watch = LeaseWatch(config.lease_s)
         self._beat_s = config.lease_s / BEATS_PER_LEASE
         self._next_beat = self._next_strays = 0.0
@@ -91,9 +92,7 @@ class Lease:
     def on_tomb(self, worker: str) -> None:
         """The hub was refused under this id: the lease thread will find out in a moment; put back its inboxes."""
         self._held.claimable = False
-        queues = [*self._config.queues, *self._config.service_queues]
-        lists = [key for queue in queues for key in keys.priority_queues(queue)]
-        names = [name for key in lists for name in (keys.inbox(worker, key), key)]
+        names = keys.inboxes(worker, self._queues)
         settler = self._crew.settler
         self._crew.post(lambda: settler.add(Step("sweep", names, [], lambda _: None)))
 
@@ -236,6 +235,12 @@ class Lease:
         return scripts.text(session.scripts.run("register", names, [what, worker, self._describe()]))
 
     def _say_goodbye(self, session: _Session) -> None:
+        """Leave nothing behind: the hub is gone, but its last claim may be on its way still."""
+        worker, reaper = self._held.worker, session.reaper(self)
+        reaper.cut_off(worker)
+        reaper.sweep(worker, self._queues)
+        for tag in self._unheld(session):
+            self._return(session, tag)
         if self._register(session, "leave") == "HELD":
             logger.warning("Messages are still in flight here at the end; others will reap them.")
 
@@ -247,15 +252,24 @@ class Lease:
         if now < self._next_strays:
             return
         self._next_strays = now + STRAYS_EVERY_S
-        worker, below = self._held.worker, self._held.settled_below
-        tags = {tag.decode() for tag in session.client.execute_command("HKEYS", keys.inflight(worker))}
-        strays = {tag for tag in tags if ":" not in tag and int(tag) <= below and self._held.get(worker, tag) is None}
+        below = self._held.settled_below
+        strays = {tag for tag in self._unheld(session) if int(tag) <= below}
         for tag in strays & self._strays:  # seen twice: its claim is long over
-            value = session.client.execute_command("HGET", keys.inflight(worker), tag)
-            if value is not None and self._held.get(worker, tag) is None:
-                status = session.reaper(self).return_unstarted(worker, tag, value, self._config.pool)
-                logger.warning("A message whose claim had been lost is back in its queue (%s).", status)
+            self._return(session, tag)
         self._strays = strays
+
+    def _unheld(self, session: _Session) -> set[str]:
+        """Tags of what is in flight here, and not held."""
+        worker = self._held.worker
+        fields = {field.decode() for field in session.client.execute_command("HKEYS", keys.inflight(worker))}
+        return {field for field in fields if ":" not in field and self._held.get(worker, field) is None}
+
+    def _return(self, session: _Session, tag: str) -> None:
+        worker = self._held.worker
+        value = session.client.execute_command("HGET", keys.inflight(worker), tag)
+        if value is not None and self._held.get(worker, tag) is None:
+            status = session.reaper(self).return_unstarted(worker, tag, value, self._config.pool)
+            logger.warning("A message that was claimed here and not begun is back in its queue (%s).", status)
 
     # --- orders ----------------------------------------------------------------------------------
 

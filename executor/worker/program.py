@@ -111,6 +111,9 @@ class Program:
 
     def _give_back(self, delivery: Delivery) -> None:
         """Return a message unchanged to the head of its queue."""
+        if self.crew.stopped:  # kombu reads a last answer when it closes: what nobody holds, the lease takes back
+            self.held.remove(delivery)
+            return
         self.held.release(delivery)
         self.crew.post(lambda: self._settler.add(give_back_step(delivery, self.config.pool, self._settler)))
 
