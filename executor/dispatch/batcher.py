@@ -70,4 +70,4 @@ def batch_size(backlog: int, slots: int, seconds: float | None, out: int, chunks
         return 1
     share = ceil(backlog / (MESSAGES_PER_SLOT * max(1, slots)))
     floor = int(MIN_BATCH_S / seconds)
-    return max(1, min(int(BATCH_S / seconds), max(share, floor), backlog, MAX_CALLS))
+    return max(1, min(round(BATCH_S / seconds), max(share, floor), backlog, MAX_CALLS))

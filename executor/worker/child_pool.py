@@ -36,6 +36,10 @@ class HubCalls:
         self._calls.append(function)
         self.wake()
 
+    def at_next_turn(self, function: Callable[[], None]) -> None:
+        """Have something called on the hub thread when it is woken next."""
+        self._calls.append(function)
+
     def wake(self) -> None:
         """Have the hub look again at what it may claim."""
         hub = self._hub

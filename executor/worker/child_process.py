@@ -78,6 +78,7 @@ class ChildProcess:
 
     Attributes:
         job: What it runs, or None.
+        began: When it was given that, in monotonic seconds.
         ready: It has said READY.
         kill_reason: Why we have killed it, or ``""``.
         tasks_left: Jobs it may still take before another takes its place, or None.
@@ -88,6 +89,7 @@ class ChildProcess:
 
     def __init__(self, setup: dict[str, Any], capture: Capture) -> None:
         self.job: Any = None
+        self.began = 0.0
         self.ready = False
         self.tasks_left: int | None = setup.get("max_tasks_per_child")
         self.lent = 0
@@ -131,6 +133,7 @@ class ChildProcess:
 
     def begin(self, number: int, first: int, end: int) -> None:
         """Set the shared numbers for a batch that is about to be sent."""
+        self.began = monotonic()
         self.shared[slots.LIMIT], self.shared[slots.RUNNING] = end, first
         self.shared[slots.STARTED_NS], self.shared[slots.BATCH] = 0, number
         self.tail.mark()

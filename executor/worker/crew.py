@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from executor.worker import pipe
 from executor.worker.call_job import DRAINED, FENCED
+from executor.worker.pace import WAIT_AT_MOST_S, Pace
 from executor.worker.starts import Starts
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Crew:
         self._children: dict[int, ChildProcess] = {}
         self._idle: list[ChildProcess] = []
         self._waiting: deque[Job] = deque()
+        self._waiting_since = 0.0
+        self._pace = Pace(slots)
         self._posted: deque[Callable[[], None]] = deque()
         self._lent = 0
         self._starts = Starts()
@@ -121,8 +124,10 @@ class Crew:
 
     @property
     def capacity(self) -> int:
-        """Jobs that may be here at a time; more than slots while slots are lent out."""
-        return 0 if self._stopping or self._broken else self.slots + self._lent
+        """Jobs that may be here at a time; more than slots while slots are lent out, or jobs are short."""
+        if self._stopping or self._broken:
+            return 0
+        return self.slots + (self._lent or self._pace.ahead)
 
     @property
     def stopped(self) -> bool:
@@ -138,6 +143,7 @@ class Crew:
             child = self._idle.pop() if self._idle else None
             if child is None:
                 self._waiting.append(job)
+                self._waiting_since = monotonic()
             else:
                 child.job = job
         if child is None:
@@ -219,11 +225,15 @@ class Crew:
             child.kill_if_deaf()
             if child.job is not None and child.job.begun and not child.kill_reason:
                 child.job.check(child)
+        if self._fetched_too_early():
+            self._hand_back_surplus()
         self._functions.work()
         self.settler.work()
 
     def _sleep_s(self) -> float:
         waits = [IDLE_S, self.settler.next_try_s(), self._functions.next_try_s()]
+        if self._waiting:
+            waits.append(WAIT_AT_MOST_S)
         if (pause_s := self._starts.wait_s(monotonic())) > 0:
             waits.append(pause_s)
         for child in list(self._children.values()):
@@ -324,13 +334,19 @@ class Crew:
         job = child.job
         if job is None:
             return
-        if kind != pipe.PART:
-            # Before the outcome is published: the next job and the next claim overlap with that.
-            job.release(self.held)
+        if not job.on_results(child, kind, body):
+            return
+        # Before the outcome is published: the next job runs meanwhile, and the hub claims another, unless it waits for
+        # one already: waking it would cost more than it brings.
+        self._pace.ended(monotonic() - child.began)
+        job.release(self.held)
+        self._next_job(child)
+        ahead = self._pace.ahead
+        if not ahead:
             self.on_free()
-        done = job.on_results(child, kind, body)
-        if done:
-            self._next_job(child)
+        self.settler.work()
+        if ahead:
+            self.on_free()
 
     def _on_ready(self, child: ChildProcess, error: str) -> None:
         if error:
@@ -395,6 +411,26 @@ class Crew:
     def _unsettled(self) -> bool:
         return bool(self._posted or self.settler.waiting or len(self.held))
 
+    # --- fetched ahead ---------------------------------------------------------------------------
+
+    def _fetched_too_early(self) -> bool:
+        return bool(self._waiting) and monotonic() - self._waiting_since > WAIT_AT_MOST_S and self._surplus() > 0
+
+    def _surplus(self) -> int:
+        """Jobs here that no slot is free for."""
+        with self._lock:
+            busy = sum(child.job is not None for child in self._children.values())
+            return len(self._waiting) - max(0, self.slots + self._lent - busy)
+
+    def _hand_back_surplus(self) -> None:
+        """What was fetched ahead waits behind long jobs: others shall have it."""
+        self._pace.waited_too_long()
+        for _ in range(self._surplus()):
+            with self._lock:
+                job = self._waiting.pop() if self._waiting else None
+            if job is not None:
+                self._return(job)
+
     # --- posted ----------------------------------------------------------------------------------
 
     def _busy(self) -> bool:
@@ -404,9 +440,8 @@ class Crew:
     def _hand_back_waiting(self) -> None:
         with self._lock:
             waiting, self._waiting = list(self._waiting), deque()
-        for job in waiting:
-            job.release(self.held)
-            job.hand_back()
+        for job in reversed(waiting):  # each goes to the head of its queue
+            self._return(job)
 
     def _return(self, job: Job) -> None:
         job.release(self.held)

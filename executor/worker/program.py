@@ -86,7 +86,7 @@ class Program:
         self._lease.fail_task = lambda message, deaths: pool.hub_calls.add(lambda: fail_task(app, message, deaths))
         self._lease.on_drain = _drain
         intake = Intake(self.crew, self.held, self._master, self.config.pool)
-        reception = Reception(app, intake, pool.hub_calls.add)
+        reception = Reception(app, intake, pool.hub_calls.at_next_turn)
         consuming = transport.Consuming(
             self.held,
             lambda: self.crew.capacity,

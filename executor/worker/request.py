@@ -157,7 +157,7 @@ class Reception:
     Args:
         app: A Celery app; gets the task ``executor.call``, for the eyes of ``inspect``.
         intake: Makes jobs of messages.
-        later: Runs a function on the hub thread: Celery's state belongs to it.
+        later: Runs a function on the hub thread, when that is woken next: Celery's state belongs to it.
     """
 
     def __init__(self, app: Any, intake: Intake, later: Callable[[Callable[[], None]], None]) -> None:

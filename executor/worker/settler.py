@@ -107,10 +107,8 @@ class Settler:
         self._held.remove(delivery)
 
     def add(self, step: Step) -> None:
-        """Run a step now if nothing waits before it, else in its turn."""
+        """Have a step run by the next :meth:`work`, after those before it."""
         self._steps.append(step)
-        if len(self._steps) == 1 or not self._pause_s:
-            self.work()
 
     def work(self) -> None:
         """Run what waits, unless the server was away a moment ago."""
