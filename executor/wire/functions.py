@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from executor.wire import pickling
+from executor.wire.main_globals import MAIN_MODULES
 from executor.wire.signing import content_digest
 
 _IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), type(...), range)
@@ -70,7 +71,7 @@ class FunctionCache:
 def is_importable(thing: Callable[..., Any]) -> bool:
     """Whether another process finds the same function or class by its module and name."""
     module: Any = thing.__module__  # may be None, whatever its type says
-    if not isinstance(module, str) or module == "__main__" or _registered_by_value(module):
+    if not isinstance(module, str) or module in MAIN_MODULES or _registered_by_value(module):
         return False
     found: Any = sys.modules.get(module)
     for name in thing.__qualname__.split("."):

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
+#: Names of the script: as it was started, and in a process that multiprocessing has spawned from it.
+MAIN_MODULES = ("__main__", "__mp_main__")
+
 #: What an initializer cannot have changed in place; anything else that it names (a list, a model) is taken as changed.
 _UNTOUCHED = (int, float, complex, str, bytes, bool, tuple, frozenset, type(None), FunctionType, ModuleType, type)
 
@@ -23,7 +26,7 @@ def set_state(function: FunctionType, state: Any) -> None:
     from cloudpickle.cloudpickle import _function_setstate  # the pickle needs it anyway
 
     _function_setstate(function, state)
-    if _overlay and function.__globals__.get("__name__") == "__main__":
+    if _overlay and function.__globals__.get("__name__") in MAIN_MODULES:
         function.__globals__.update(_overlay)
 
 
@@ -46,6 +49,6 @@ def _namespace(function: Any) -> dict[str, Any]:
     """The globals that a function of ``__main__`` writes to; empty for anything else."""
     function = getattr(function, "func", function)  # a partial
     function = getattr(function, "__func__", function)  # a bound method
-    if type(function) is FunctionType and function.__globals__.get("__name__") == "__main__":
+    if type(function) is FunctionType and function.__globals__.get("__name__") in MAIN_MODULES:
         return function.__globals__
     return {}

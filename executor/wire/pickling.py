@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.errors import RemoteTraceback, SerializationError
 from executor.wire import outcome
-from executor.wire.main_globals import set_state
+from executor.wire.main_globals import MAIN_MODULES, set_state
 
 if TYPE_CHECKING:
     from types import FunctionType
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Buffers from this size on travel beside the pickle. Through base64 and JSON 64 MiB cost over a second.
 OUT_OF_BAND_BYTES = 64 * 1024
 
-_MAIN = b"__main__"
+_MAIN, _SPAWNED_MAIN = (name.encode() for name in MAIN_MODULES)
 
 
 def dumps(value: object, buffers: list[PickleBuffer] | None = None) -> bytes:
@@ -68,7 +68,7 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
 
 def by_value(data: bytes) -> bool:
     """Whether a pickle by reference names a module that another process does not have."""
-    if _MAIN in data:
+    if _MAIN in data or _SPAWNED_MAIN in data:
         return True
     cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
     if cloudpickle is None:
@@ -150,9 +150,20 @@ def _taker(taken: list[PickleBuffer]) -> Callable[[PickleBuffer], bool]:
 
 
 def _dumps_by_value(value: object, callback: Callable[[PickleBuffer], bool] | None) -> bytes:
+    pickler = _value_pickler()
+    _register_spawned_main()
     with io.BytesIO() as file:
-        _value_pickler()(file, protocol=5, buffer_callback=callback).dump(value)
+        pickler(file, protocol=5, buffer_callback=callback).dump(value)
         return file.getvalue()
+
+
+def _register_spawned_main() -> None:
+    """Have cloudpickle treat the script as the script, in a process that multiprocessing has spawned."""
+    import cloudpickle
+
+    module = sys.modules.get(MAIN_MODULES[1])
+    if module is not None and module.__name__ == MAIN_MODULES[1]:  # elsewhere this too is __main__
+        cloudpickle.register_pickle_by_value(module)
 
 
 @cache

@@ -27,6 +27,27 @@ def say(text):
 
 def main():
 """
+#: The script is not called ``__main__`` there, and no worker knows it by its other name.
+_SPAWNED = """\
+class Box:
+    def __init__(self, x):
+        self.x = x
+
+def prepare(number):
+    global offset
+    offset = number
+
+def add_offset(x):
+    return x + offset
+
+def in_the_child():
+    with Executor(1, initializer=prepare, initargs=(10,)) as executor:
+        say(f"{__name__} {executor.submit(add_offset, 9).result()}")
+        say(list(executor.map(add_offset, range(2))))
+        box = executor.submit(Box, 4).result()
+        say(f"{type(box).__name__} {box.x} {isinstance(box, Box)}")
+
+def main():"""
 _TAIL = """
 if __name__ == "__main__":
     main()
@@ -243,6 +264,23 @@ class ScriptContract:
         """,
         )
         assert finished.lines() == ["9", "fork", "0", "spawn", "0", "16", "end of main"]
+        assert finished.returncode == 0, finished.stderr
+
+    def test_an_executor_in_a_process_that_was_spawned(self, tmp_path: Path, script_head: str) -> None:
+        source = script_of(
+            script_head,
+            """
+            import multiprocessing
+            process = multiprocessing.get_context("spawn").Process(target=in_the_child)
+            process.start()
+            process.join()
+            say(process.exitcode)
+        """,
+        )
+        with Script(tmp_path, source.replace("def main():", _SPAWNED)) as script:
+            finished = script.finish()
+            until(lambda: not script.descendants(), what="no process stays behind")
+        assert finished.lines() == ["__mp_main__ 19", "[10, 11]", "Box 4 True", "0", "end of main"]
         assert finished.returncode == 0, finished.stderr
 
     def test_an_executor_made_in_a_thread_that_has_ended(self, tmp_path: Path, script_head: str) -> None:
