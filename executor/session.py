@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
@@ -132,7 +132,8 @@ class Session:
             pool.join(first)
             await pool.start()
         self.store = store_for(first.store, self.client) if first.store else None
-        publisher = Publisher(connect_async(first.address, client_name=f"ke-client:{self.client}"), self.client)
+        connection = connect_async(first.address, client_name=f"ke-client:{self.client}")
+        publisher = Publisher(connection, self.client, first.address)
         replies = Replies(connect_async(first.address, client_name=f"ke-replies:{self.client}"), self.client)
         await self._dispatcher.start(publisher, replies)
 
@@ -228,7 +229,7 @@ class Session:
 
         Raises:
             RuntimeError: The executor has been shut down.
-            PoolBroken, BrokerUnavailable: It is broken for good.
+            PoolBroken, BrokerUnavailable, BrokerRefused: It is broken for good.
         """
         dispatcher = self._dispatcher
         assert dispatcher is not None
@@ -285,17 +286,19 @@ class Session:
             dispatcher.loop.run(_lanes_empty(dispatcher, lanes))
 
     async def _cancel_lanes(self, dispatcher: Dispatcher, lanes: Sequence[Lane]) -> None:
+        cancelled = CancelledError()  # an item of a map has no future to be cancelled: its iterator raises
         for lane in lanes:
             if isinstance(lane, CallLane):
                 with dispatcher.lock:
                     waiting = list(lane.waiting)
                 await dispatcher.arbiter.cancel(waiting)
-            elif isinstance(lane, MapLane):
-                lane.drop()
+            else:
+                lane.fail(cancelled)
         wanted = set(lanes)
-        await dispatcher.arbiter.cancel_out(
-            [item for batch in [*dispatcher.ledger.values()] if batch.lane in wanted for item in _unsettled(batch)]
-        )
+        out = [batch for batch in dispatcher.ledger.values() if batch.lane in wanted]
+        calls = [item for batch in out if isinstance(batch.lane, CallLane) for item in _unsettled(batch)]
+        items = [item for batch in out if isinstance(batch.lane, MapLane) for item in _unsettled(batch)]
+        await asyncio.gather(dispatcher.arbiter.cancel_out(calls), dispatcher.arbiter.cancel_out(items, cancelled))
 
     def close_map(self, lane: MapLane) -> None:
         """Nobody wants the rest of a ``map``: what has not started will not run."""

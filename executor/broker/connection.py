@@ -6,12 +6,14 @@ redis-py is imported in the functions that need it: it takes 0.2 s and more, and
 from __future__ import annotations
 
 import inspect
+import re
 import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from executor.broker.address import BrokerAddress, TlsOptions
+from executor.broker.failures import said
 from executor.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def explain(address: BrokerAddress, error: BaseException) -> BrokerError:
     said_no = (exceptions.ResponseError, exceptions.AuthenticationError, exceptions.AuthorizationError)
     for cause in _chain(error):  # redis-py wraps some of them in its ConnectionError
         if isinstance(cause, said_no):
-            return BrokerRefused(_refused(address, str(cause)))
+            return BrokerRefused(f"{_refused(address, said(cause))} {_check(address)}")
     text = str(error)
     if isinstance(error, exceptions.BusyLoadingError):
         return BrokerUnavailable(f"The server at {address} is still loading its data. Try again in a moment.")
@@ -262,14 +264,35 @@ def _refused(address: BrokerAddress, text: str) -> str:
         return f"The server at {address} has no password, but the broker URL gives one. Take it out of the URL."
     if "noauth" in lower or "authentication required" in lower:
         return f"The server at {address} wants a password. Write it into the broker URL: redis://:password@host:6379/0."
-    if "noperm" in lower or "no permissions" in lower:
-        user = address.username or "default"
-        return f"User {user!r} lacks rights on the server at {address}: {text}. See `ACL GETUSER {user}` there."
+    if "noperm" in lower or "no permissions" in lower or "the user executing the script can't" in lower:
+        return _lacks_rights(address, text)
     if "db index" in lower or "invalid db" in lower:
         return (
             f"The server at {address} has no database {address.db}. Use a smaller number, or raise `databases` there."
         )
-    return f"The server at {address} refused: {text}"
+    for word, sentence in _REFUSALS.items():
+        if word in lower:
+            return f"The server at {address} {sentence} It says: {text}."
+    return f"The server at {address} refused: {text}."
+
+
+#: What a refusal contains, in lower case, and what it means.
+_REFUSALS = {
+    "used memory": "has no memory left for new calls (maxmemory). Give it more, or empty queues that nobody serves.",
+    "read only replica": "is a read-only replica. Give the address of its master; after a failover, of the new one.",
+    "unable to persist": "cannot save its data, and takes none. Free its disk, or see its log.",
+    "disk error": "cannot save its data, and takes none. Free its disk, or see its log.",
+    "not enough good replicas": "lacks the replicas it must write to (min-replicas-to-write). Bring them back.",
+    "busy running a": "is kept busy by a script. Look at its `SLOWLOG GET`; `SCRIPT KILL` ends it.",
+}
+
+
+def _lacks_rights(address: BrokerAddress, text: str) -> str:
+    user = address.username or "default"
+    command = re.search(r"run the '([^']+)' command", text)
+    grant = f"+{command[1]}" if command else "~ke:* ~ke.* ~_kombu.*" if " key" in text else None
+    remedy = f"`ACL SETUSER {user} {grant}` there grants them" if grant else "`ACL LOG` there names the command"
+    return f"User {user!r} lacks rights on the server at {address}: {text}. {remedy}; see `ACL GETUSER {user}`."
 
 
 def _network(address: BrokerAddress, cause: BaseException) -> str | None:
@@ -326,3 +349,7 @@ def _tls_sentence(address: BrokerAddress, cause: ssl.SSLError) -> str:
 def _try(address: BrokerAddress) -> str:
     where = f"-s {address.path}" if address.scheme == "unix" else f"-h {address.host} -p {address.port}"
     return f"Try: redis-cli {where} ping"
+
+
+def _check(address: BrokerAddress) -> str:
+    return f"Then see whether it will do: kube-executor check --broker-url {address}"

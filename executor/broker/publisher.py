@@ -9,12 +9,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executor.broker import keys
+from executor.broker.connection import explain
 from executor.broker.lean import LeanConnection
 from executor.broker.replies import EntryId, entry_id
 from executor.broker.scripts import digest, runs_shebang, source
 
 if TYPE_CHECKING:
     import redis.asyncio
+
+    from executor.broker.address import BrokerAddress
+    from executor.errors import BrokerError
 
 #: Seconds that what a client left in Redis outlives its last sign of life (design: orphan_timeout).
 CLIENT_TTL_S = 600
@@ -34,12 +38,13 @@ class Publisher:
     Args:
         redis: Connection of its own.
         client: Id of the client.
+        address: Where the connection goes, for sentences.
     """
 
-    def __init__(self, redis: redis.asyncio.Redis, client: str) -> None:
+    def __init__(self, redis: redis.asyncio.Redis, client: str, address: BrokerAddress) -> None:
         self._redis = redis
         self._lean = LeanConnection(redis)
-        self._client = client
+        self._client, self._address = client, address
         self._functions: set[str] = set()
         self._batches = keys.batches(client)
         self._shebang = False
@@ -48,21 +53,26 @@ class Publisher:
         """Publish messages, and first the functions they name (digest and signed frame).
 
         Raises:
-            redis.RedisError: As the server or the connection says; then it may or may not have been done.
+            redis.RedisError: As the server or the connection says; see :mod:`.failures` for what has been done then.
         """
+        fresh = list(functions)
+        if fresh:  # a step of its own: in one write, a server that is just full could refuse these and take the rest
+            await self._store(fresh)
         args: list[Any] = [CLIENT_TTL_S]
         for message in messages:
             args += message
-        fresh = list(functions)
-        if not fresh:
-            await self._script("publish", [self._batches], args, shebang=False)
-            return
+        await self._script("publish", [self._batches], args, shebang=False)
+
+    async def _store(self, functions: Sequence[tuple[str, bytes]]) -> None:
         pipe = self._redis.pipeline(transaction=False)
-        for name, frame in fresh:
+        for name, frame in functions:
             pipe.set(keys.function(self._client, name), frame, ex=CLIENT_TTL_S)
-        pipe.eval(source("publish", False), 1, self._batches, *args)
         await pipe.execute()
-        self._functions.update(name for name, _ in fresh)
+        self._functions.update(name for name, _ in functions)
+
+    def explain(self, error: BaseException) -> BrokerError:
+        """The one sentence for an error of :data:`.failures.LOST`; the caller raises it ``from`` the error."""
+        return explain(self._address, error)
 
     def knows(self, function_digest: str) -> bool:
         """Whether the function is at the broker already."""

@@ -86,12 +86,14 @@ class Arbiter:
         kept = 0
         deadline = self._dispatcher.loop.loop.time() + SPLIT_WAIT_S
         while wanted:
+            kept += self._cancel_held([item for item in wanted if item[0].held], error)
+            wanted = [item for item in wanted if not item[0].held]
             grouped: dict[tuple[str, str], list[int]] = {}
             batches: dict[str, Batch] = {}
             for batch, index in wanted:
                 batches[batch.root] = batch
                 grouped.setdefault((batch.root, batch.message_of(index)), []).append(index)
-            answers = await self._ask(grouped)
+            answers = await self._ask(grouped) if grouped else []
             wanted = []
             for ((root, _), indexes), answer in zip(grouped.items(), answers, strict=True):
                 batch = batches[root]
@@ -107,6 +109,14 @@ class Arbiter:
                 await asyncio.sleep(_POLL_S)
                 await self._dispatcher.caught_up()
                 wanted = [(batch, index) for batch, index in wanted if not batch.settled[index]]
+        return kept
+
+    def _cancel_held(self, wanted: list[tuple[Batch, int]], error: BaseException | None) -> int:
+        """Cancel calls that have never come to the broker; what else is in their batches waits for another one."""
+        kept = sum(self._cancelled(batch, index, error) for batch, index in wanted)
+        for batch in {batch.root: batch for batch, _ in wanted}.values():
+            if batch.remaining:
+                self._dispatcher.withdraw(batch)
         return kept
 
     async def _ask(self, grouped: dict[tuple[str, str], list[int]]) -> list[str]:

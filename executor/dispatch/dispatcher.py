@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from executor.broker import failures, keys
+from executor.broker.failures import Refusal
 from executor.broker.publisher import CLIENT_TTL_S, Message, Publisher
 from executor.dispatch import batcher
 from executor.dispatch.arbiter import Arbiter
 from executor.dispatch.lanes import Batch, CallLane, Cargo, Lane
+from executor.dispatch.patience import Patience
 from executor.dispatch.settling import Settling
-from executor.errors import BrokerUnavailable, PoolBroken
+from executor.errors import BrokerError, PoolBroken
 
 if TYPE_CHECKING:
     from executor.broker.replies import EntryId, Replies
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("executor")
 
-#: Failed reconnects go on this long before every future fails (design: P6), in seconds.
-BROKER_TIMEOUT_S = 300.0
 #: After a server lost its data, workers that still run our calls say so within a lease; published again after that.
 RESTATE_S = 6.0
 #: While calls are out, how often the server is asked whether it still knows us, in seconds.
@@ -132,10 +132,17 @@ class Dispatcher:
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self, publisher: Publisher, replies: Replies) -> None:
-        """Begin to send and to read. Calls that came earlier go now."""
+        """Begin to send and to read. Calls that came earlier go now.
+
+        Raises:
+            BrokerError: The broker does not answer, or refuses what every client does.
+        """
         self.publisher, self._replies = publisher, replies
-        await publisher.stay_alive()
-        run = await publisher.server_run()
+        try:
+            await publisher.stay_alive()
+            run = await publisher.server_run()
+        except failures.LOST as error:
+            raise publisher.explain(error) from error
         self._tasks = [
             asyncio.create_task(self._guarded(work))
             for work in (self._publish_forever, lambda: self._read_forever(run), self._stay_alive_forever)
@@ -158,7 +165,7 @@ class Dispatcher:
         self._tasks = []
         if self.publisher is not None and self._replies is not None:
             try:
-                if not isinstance(self.broken, BrokerUnavailable):
+                if not isinstance(self.broken, BrokerError):
                     await asyncio.wait_for(self.publisher.leave(queues), 2)
             except Exception as error:
                 log.debug("could not clean up at the broker: %s", error)
@@ -265,23 +272,59 @@ class Dispatcher:
             await self._publish(batches)
 
     async def _publish(self, batches: list[Batch]) -> None:
-        publisher = self.connected()
-        pause_s = 0.05
+        patience = self._patience()
         while batches := [batch for batch in batches if batch.remaining and batch.root in self.ledger]:
             try:
-                messages = [self._message(batch) for batch in batches]
-                await publisher.publish(messages, self._new_functions(batches))
-                for batch in batches:
-                    batch.published = True
+                await self._offer(batches)
                 return
-            except failures.REFUSED as error:  # the server is full, or loading: nothing was taken
-                log.warning("The broker refuses new calls for now: %s. They wait here.", error)
             except failures.LOST as error:
-                log.warning("Lost the broker while publishing: %s. Trying again.", error)
-                await self._reconnected()
-                batches = [batch for batch, absent in await self._not_at_broker(batches) if absent == batch.messages()]
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 2.0)
+                refusal = failures.refusal(error)
+                if refusal is None:
+                    batches = await self._not_arrived(batches, error)
+                    await asyncio.sleep(patience.pause_s())
+                    continue
+                for batch in batches:
+                    batch.offered = refusal is Refusal.FOR_GOOD  # else it has taken none of them
+                log.warning("The broker refuses new calls for now: %s. They wait here.", failures.said(error))
+                given_up = patience.spent(error, self.loop.loop.time())
+                if given_up is not None and refusal is Refusal.FULL:
+                    self._give_up_held(given_up)
+                elif given_up is not None:
+                    raise given_up from error
+            await asyncio.sleep(patience.pause_s())
+
+    async def _offer(self, batches: list[Batch]) -> None:
+        messages = [self._message(batch) for batch in batches]
+        for batch in batches:
+            batch.offered = True
+        await self.connected().publish(messages, self._new_functions(batches))
+        for batch in batches:
+            batch.published = True
+
+    async def _not_arrived(self, batches: list[Batch], error: Exception) -> list[Batch]:
+        """After the answer to a publish was lost: those of the batches that the broker does not have."""
+        log.warning("Lost the broker while publishing: %s. Trying again.", error)
+        await self._reconnected()
+        absent = [batch for batch, names in await self._not_at_broker(batches) if names == batch.messages()]
+        missing = {batch.root for batch in absent}
+        for batch in batches:
+            batch.published = batch.root not in missing
+        return absent
+
+    def _give_up_held(self, error: BrokerError) -> None:
+        """Fail the calls that have never come to a full server; those that have go on, and so does the executor."""
+        self._outgoing.clear()
+        batches = [batch for batch in self.ledger.values() if batch.held]
+        for batch in batches:
+            del self.ledger[batch.root]
+            batch.lane.out -= 1
+        for lane in self.lanes():  # before callbacks of the others put new ones into them
+            lane.fail(error)
+        for batch in batches:
+            batch.lane.fail_batch(batch, error)
+            batch.lane.forget(batch)
+        self.changed.set()
+        self._note_busy()
 
     def _message(self, batch: Batch) -> Message:
         options = batch.lane.options
@@ -298,13 +341,13 @@ class Dispatcher:
 
     async def _not_at_broker(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
         """Which of these batches have calls with neither an outcome nor a message at the broker; and those messages."""
+        patience = self._patience()
         while True:
             try:
                 return await self._asked_for(batches)
             except failures.LOST as error:
                 log.warning("Lost the broker while asking what it has: %s. Trying again.", error)
-            await asyncio.sleep(0.05)
-            await self._reconnected()
+                await self._mended(error, patience)
 
     async def _asked_for(self, batches: list[Batch]) -> list[tuple[Batch, list[str]]]:
         missing: list[tuple[Batch, list[str]]] = []
@@ -327,14 +370,15 @@ class Dispatcher:
 
     async def _read_forever(self, run: str) -> None:
         assert self._replies is not None
+        patience = self._patience()
         while True:
             try:
                 for value in await self._replies.read():
                     self._settling.take(value)
+                patience.reset()
             except failures.LOST as error:
                 log.warning("Lost the broker while waiting for results: %s. Trying again.", error)
-                await asyncio.sleep(0.05)
-                now = await self._reconnected()
+                now = await self._mended(error, patience)
                 if now != run:
                     run = now
                     self._start_over()
@@ -361,6 +405,10 @@ class Dispatcher:
         for batch, messages in lost:
             self._take_back(batch, set(messages))
         self.flush()
+
+    def withdraw(self, batch: Batch) -> None:
+        """Have the unsettled calls of a batch that is :attr:`~Batch.held` wait in their lane again."""
+        self._take_back(batch, {batch.root})
 
     def _take_back(self, batch: Batch, lost: set[str]) -> None:
         """Have the unsettled calls of lost messages wait in their lane again."""
@@ -424,25 +472,46 @@ class Dispatcher:
         """Wait until the broker answers again, and show that we live; gives its run id.
 
         Raises:
-            BrokerUnavailable: Not within BROKER_TIMEOUT_S.
+            BrokerUnavailable, BrokerRefused: Not within BROKER_TIMEOUT_S, or not at all.
         """
-        deadline, pause_s = self.loop.loop.time() + BROKER_TIMEOUT_S, 0.05
+        patience = self._patience()
         while True:
             try:
                 if not await self.connected().stay_alive():
                     self._start_over()
                 return await self.connected().server_run()
             except failures.LOST as error:
-                if self.loop.loop.time() > deadline:
-                    raise BrokerUnavailable(
-                        f"The broker has not answered for {BROKER_TIMEOUT_S:g} s: {error}. "
-                        "Calls without an outcome are given up."
-                    ) from error
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
+                await self._bear(error, patience)
+
+    async def _mended(self, error: Exception, patience: Patience) -> str:
+        """After something failed: wait until it may be tried again; gives the broker's run id.
+
+        Raises:
+            BrokerUnavailable, BrokerRefused: It has been refused, or the broker has been away, for too long.
+        """
+        if failures.refusal(error) is None:
+            await asyncio.sleep(0.05)
+        else:
+            await self._bear(error, patience)
+        return await self._reconnected()
+
+    async def _bear(self, error: Exception, patience: Patience) -> None:
+        """Wait before what has failed is tried again.
+
+        Raises:
+            BrokerUnavailable, BrokerRefused: It has failed for too long.
+        """
+        given_up = patience.spent(error, self.loop.loop.time())
+        if given_up is not None:
+            raise given_up from error
+        await asyncio.sleep(patience.pause_s())
+
+    def _patience(self) -> Patience:
+        return Patience(self.connected().explain)
 
     async def _stay_alive_forever(self) -> None:
         renewed = self.loop.loop.time()
+        patience = self._patience()
         while True:
             await asyncio.sleep(CHECK_S)
             due = self.loop.loop.time() - renewed > CLIENT_TTL_S / 10
@@ -453,8 +522,11 @@ class Dispatcher:
                 if not await self.connected().stay_alive():
                     log.warning("The broker has lost its data.")
                     self._start_over()
+                patience.reset()
             except failures.LOST as error:
                 log.debug("no sign of life reached the broker: %s", error)
+                if failures.refusal(error) is not None:  # who reads replies sees a lost connection, but not this
+                    await self._bear(error, patience)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -462,11 +534,10 @@ class Dispatcher:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if not isinstance(error, BrokerUnavailable):
+            if not isinstance(error, BrokerError):
                 log.exception("The dispatcher has failed.")
-            self.break_with(
-                error if isinstance(error, BrokerUnavailable) else PoolBroken(f"The dispatcher failed: {error!r}")
-            )
+                error = PoolBroken(f"The dispatcher failed: {error!r}")
+            self.break_with(error)
 
     def _is_idle(self) -> bool:
         return not (self.ledger or self._timers or self._touched)

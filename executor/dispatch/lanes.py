@@ -73,6 +73,7 @@ class Batch:
         remaining: Calls without an outcome.
         parts: First index and message id of each part split off, in the order of their coming.
         published: Whether it is known to have come to the broker.
+        offered: Whether it may have come there: it is being published, or the answer was lost.
         restored: Whether it was made after its function had been missing at the broker, and was stored again.
     """
 
@@ -83,6 +84,7 @@ class Batch:
     remaining: int
     parts: list[tuple[int, str]] = field(default_factory=list)
     published: bool = False
+    offered: bool = False
     restored: bool = False
 
     def settle(self, first: int, count: int) -> bool:
@@ -92,6 +94,11 @@ class Batch:
         self.settled[first : first + count] = b"\1" * count
         self.remaining -= count
         return True
+
+    @property
+    def held(self) -> bool:
+        """Whether it has certainly never come to the broker."""
+        return not (self.published or self.offered)
 
     def messages(self) -> list[str]:
         """Ids of all messages that may carry calls of it."""
@@ -271,7 +278,7 @@ class CallLane(Lane):
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Lane`."""
-        while self.waiting:
+        for _ in range(len(self.waiting)):  # but not what a callback submits meanwhile
             future = self.waiting.popleft()
             self._release(future)
             future.settle(None, error)

@@ -358,6 +358,17 @@ class ShutdownContract:
         until(lambda: all(future.done() for future in futures))
         assert sum(future.cancelled() for future in futures) > 40
 
+    def test_shutdown_that_cancels_ends_a_map(self, make_executor: MakeExecutor, gate: Gate) -> None:
+        executor = make_executor()
+        results = executor.map(calls.wait_at, itertools.repeat(gate, 50), range(50))
+        gate.wait_arrivals(1)
+        executor.shutdown(wait=False, cancel_futures=True)
+        gate.open()
+        with pytest.raises(CancelledError):
+            list(results)
+        executor.shutdown()
+        assert gate.arrivals < 10
+
     def test_shutdown_from_a_callback(self, make_executor: MakeExecutor) -> None:
         executor = make_executor()
         future = executor.submit(calls.square, 3)

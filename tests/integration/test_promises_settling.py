@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from executor import KubeExecutor, PoolSpec
-from executor.dispatch import dispatcher
+from executor.dispatch import dispatcher, patience
 from executor.errors import BrokerUnavailable, PoolBroken, PoolError
 from tests.faults import Journal, Server, alive, broker_of, children, gated, kill, noted, parent_of, started
 from tests.support import until
@@ -30,7 +30,7 @@ def journal(tmp_path: Path) -> Journal:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "BROKER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(patience, "BROKER_TIMEOUT_S", 2.0)
 
 
 def failing_to_start() -> None:

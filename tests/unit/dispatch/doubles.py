@@ -22,6 +22,7 @@ from executor.dispatch.future import CallFuture
 from executor.dispatch.lanes import CallLane, Lane
 from executor.dispatch.map_lane import MapLane
 from executor.dispatch.map_result import MapState
+from executor.errors import BrokerError, BrokerRefused
 from executor.tasks.call_options import CallOptions
 from executor.wire import envelope, frame, outcome, pickling, segments
 from executor.wire.functions import PickledFunction
@@ -309,6 +310,9 @@ class FakePublisher:
     async def server_run(self) -> str:
         self._broker.check()
         return str(self._broker.runs)
+
+    def explain(self, error: BaseException) -> BrokerError:
+        return BrokerRefused(f"The server said: {error}.")
 
     async def leave(self, queues: object = ()) -> None:
         self.left = True

@@ -12,9 +12,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from executor.dispatch import dispatcher as dispatcher_module
+from executor.dispatch import patience
 from executor.dispatch.future import CallFuture
 from executor.dispatch.map_result import Failed, MapState
 from executor.errors import (
+    BrokerRefused,
     BrokerUnavailable,
     CallTimeout,
     FunctionMissing,
@@ -392,6 +394,161 @@ def test_call_cancelled_while_the_server_is_full_is_never_published(client: Clie
     run(scenario())
 
 
+def test_server_that_stays_full_fails_what_was_not_sent_and_the_rest_goes_on(client: Client, run: Run) -> None:
+    async def scenario() -> None:
+        lane = client.lane(max_deliveries=1)
+        out = client.submit(lane, 0)
+        await settled()
+        client.broker.refusal = ResponseError("OOM")
+        late: list[CallFuture[Any]] = []
+        futures = [client.submit(lane, n) for n in range(20)]
+        for future in futures:
+            future.add_done_callback(lambda _: late.append(client.submit(lane, 42)))
+        _, state = client.map(list(range(20)))
+        await asyncio.sleep(patience.BROKER_TIMEOUT_S - 10)
+        assert not any(future.done() for future in futures)
+        await asyncio.sleep(20)
+        assert all(isinstance(future.exception(0), BrokerRefused) for future in futures)
+        assert [type(value.error) for value in results(state)] == [BrokerRefused] * 20
+        assert client.dispatcher.broken is None
+        assert len(late) == 20
+        assert not any(future.done() for future in late)  # their patience has just begun
+        client.broker.refusal = None
+        await asyncio.sleep(3)
+        await work_off(client)
+        assert out.result(0) == 0
+        assert [future.result(0) for future in late] == [42] * 20
+        assert lane.idle
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "limit_s"),
+    [("NOPERM no permissions", patience.REFUSED_S), ("READONLY a replica", patience.BROKER_TIMEOUT_S)],
+)
+def test_server_that_goes_on_refusing_breaks_the_executor(
+    client: Client, run: Run, refusal: str, limit_s: float
+) -> None:
+    async def scenario() -> None:
+        out = client.submit(client.lane(), 0)
+        await settled()
+        client.broker.refusal = ResponseError(refusal)
+        future = client.submit(client.lane("g"), 1)
+        await asyncio.sleep(limit_s - 1)
+        assert not future.done()
+        await asyncio.sleep(4)
+        with pytest.raises(BrokerRefused, match=refusal):
+            future.result(0)
+        assert isinstance(out.exception(0), BrokerRefused)
+        assert isinstance(client.dispatcher.broken, BrokerRefused)
+        await asyncio.wait_for(client.dispatcher.stop(), 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("command", ["holders", "last_reply", "is_known"])
+def test_question_that_is_refused_for_good_breaks_the_executor(
+    client: Client, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    async def refuse(*_: Any) -> Any:
+        raise ResponseError("NOPERM no permissions")
+
+    async def scenario() -> None:
+        client.submit(client.lane(), 0)
+        await settled()
+        monkeypatch.setattr(client.publisher, command, refuse)
+        client.broker.after_publish = RedisConnectionError("reset")
+        future = client.submit(client.lane("g"), 1)
+        await asyncio.sleep(10)
+        with pytest.raises(BrokerRefused, match="NOPERM"):
+            future.result(0)
+
+    run(scenario())
+
+
+def test_broker_that_refuses_at_the_start_is_explained(virtual: VirtualLoop, run: Run) -> None:
+    async def refuse() -> bool:
+        raise ResponseError("NOPERM no permissions")
+
+    async def scenario() -> None:
+        client = Client(virtual)
+        client.publisher.stay_alive = refuse  # type: ignore[method-assign]
+        with pytest.raises(BrokerRefused, match="NOPERM"):
+            await client.start()
+
+    run(scenario())
+
+
+def test_batch_whose_publishing_was_not_answered_is_published_again_after_a_loss_of_data(
+    client: Client, run: Run
+) -> None:
+    async def scenario() -> None:
+        client.broker.after_publish = RedisConnectionError("reset")
+        future = client.submit(client.lane(), 1)
+        await asyncio.sleep(1)
+        assert len(client.broker.queue) == 1
+        client.broker.lose_data()
+        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await work_off(client)
+        assert future.result(0) == 1
+
+    run(scenario())
+
+
+def test_call_that_a_full_server_has_not_taken_is_cancelled_here_and_its_neighbours_go_on(
+    client: Client, run: Run
+) -> None:
+    async def scenario() -> None:
+        client.broker.refusal = ResponseError("OOM")
+        lane = client.lane()
+        client.dispatcher.publisher = None  # until all are there, so that they travel together
+        futures = [client.submit(lane, n) for n in range(16)]
+        await settled()
+        client.dispatcher.publisher = client.publisher  # type: ignore[assignment]
+        client.dispatcher.flush()
+        await asyncio.sleep(1)
+        assert max(batch.cargo.count for batch in client.dispatcher.ledger.values()) > 1
+        assert await client.dispatcher.arbiter.cancel(futures[1:3]) == 2
+        client.broker.refusal = None
+        await asyncio.sleep(3)
+        await work_off(client)
+        assert [future.cancelled() for future in futures] == [False, True, True, *[False] * 13]
+        assert [future.result(0) for future in futures if not future.cancelled()] == [0, *range(3, 16)]
+        assert lane.idle
+
+    run(scenario())
+
+
+def test_call_whose_publishing_was_not_answered_is_not_cancelled_here(client: Client, run: Run) -> None:
+    async def scenario() -> None:
+        client.broker.after_publish = RedisConnectionError("reset")
+        future = client.submit(client.lane(), 1)
+        await queued(client)
+        claimed = client.broker.claim()
+        assert claimed is not None
+        assert await client.dispatcher.arbiter.cancel([future]) == 0
+        claimed.reply()
+        await asyncio.sleep(1)
+        assert future.result(0) == 1
+
+    run(scenario())
+
+
+def test_call_may_have_come_to_a_server_that_refuses_for_good(client: Client, run: Run) -> None:
+    async def scenario() -> None:
+        client.broker.refusal = ResponseError("NOPERM")
+        future = client.submit(client.lane(), 1)
+        await asyncio.sleep(1)
+        assert await client.dispatcher.arbiter.cancel([future]) == 0
+        client.broker.refusal = None
+        await asyncio.sleep(3)
+        await work_off(client)
+        assert future.result(0) == 1
+
+    run(scenario())
+
+
 def test_arguments_that_no_server_takes_fail_their_call_and_no_other(
     client: Client, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,7 +694,7 @@ def test_broker_gone_for_good_fails_every_future_and_later_call(client: Client, 
         await settled()
         client.broker.down = True
         client.broker.arrived.set()
-        await asyncio.sleep(dispatcher_module.BROKER_TIMEOUT_S - 10)
+        await asyncio.sleep(patience.BROKER_TIMEOUT_S - 10)
         assert not any(future.done() for future in futures)
         await asyncio.sleep(20)
         for future in futures:
