@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from executor.errors import CallError
 from executor.stores.offload import unpacked as unpacked_value
 from executor.wire import outcome, pickling, segments
+from executor.wire.main_globals import show_in_main
 from executor.worker import slots
 from executor.worker.outbox import SEND_AFTER_BYTES, SEND_AFTER_NS, Failed, Outbox, Result, value_result
 
@@ -130,6 +131,7 @@ class Runner:
         #: The store for one client's large values.
         self._stores: Callable[[str], BlobStore | None] = lambda client: None
         self._last_sent_ns = 0
+        self._shown: Callable[..., Any] | None = None
 
     def use_stores(self, stores: Callable[[str], BlobStore | None]) -> None:
         """Large values lie in these; gets the id of a client."""
@@ -144,7 +146,12 @@ class Runner:
         self._outbox.begin(batch.number, batch.first, raw=batch.kind == "map")
         if isinstance(function, bytes):
             self._fail_all(batch, function)
-        elif batch.kind == "map":
+            self._outbox.end()
+            return
+        if function is not self._shown:
+            show_in_main(function)
+            self._shown = function
+        if batch.kind == "map":
             self._map(batch, function, payload)
         else:
             self._calls(batch, function, payload)

@@ -27,27 +27,6 @@ def say(text):
 
 def main():
 """
-#: The script is not called ``__main__`` there, and no worker knows it by its other name.
-_SPAWNED = """\
-class Box:
-    def __init__(self, x):
-        self.x = x
-
-def prepare(number):
-    global offset
-    offset = number
-
-def add_offset(x):
-    return x + offset
-
-def in_the_child():
-    with Executor(1, initializer=prepare, initargs=(10,)) as executor:
-        say(f"{__name__} {executor.submit(add_offset, 9).result()}")
-        say(list(executor.map(add_offset, range(2))))
-        box = executor.submit(Box, 4).result()
-        say(f"{type(box).__name__} {box.x} {isinstance(box, Box)}")
-
-def main():"""
 _TAIL = """
 if __name__ == "__main__":
     main()
@@ -55,14 +34,15 @@ if __name__ == "__main__":
 """
 
 
-def script_of(head: str, body: str) -> str:
-    """A whole script around the body of its ``main``."""
-    return _HEAD.format(head=head) + textwrap.indent(textwrap.dedent(body), "    ") + _TAIL
+def script_of(head: str, body: str, definitions: str = "") -> str:
+    """A whole script around the body of its ``main``, with more functions and classes before it."""
+    start = _HEAD.format(head=head).replace("def main():", f"{textwrap.dedent(definitions)}\ndef main():")
+    return start + textwrap.indent(textwrap.dedent(body), "    ") + _TAIL
 
 
-def run_main(directory: Path, head: str, body: str) -> Finished:
+def run_main(directory: Path, head: str, body: str, definitions: str = "") -> Finished:
     """Run a script to its end, and see that nothing stays behind it."""
-    with Script(directory, script_of(head, body)) as script:
+    with Script(directory, script_of(head, body, definitions)) as script:
         finished = script.finish()
         until(lambda: not script.descendants(), what="no process stays behind")
         return finished
@@ -267,7 +247,8 @@ class ScriptContract:
         assert finished.returncode == 0, finished.stderr
 
     def test_an_executor_in_a_process_that_was_spawned(self, tmp_path: Path, script_head: str) -> None:
-        source = script_of(
+        finished = run_main(
+            tmp_path,
             script_head,
             """
             import multiprocessing
@@ -276,11 +257,61 @@ class ScriptContract:
             process.join()
             say(process.exitcode)
         """,
+            """
+            class Box:
+                def __init__(self, x):
+                    self.x = x
+
+            def prepare(number):
+                global offset
+                offset = number
+
+            def add_offset(x):
+                return x + offset
+
+            def in_the_child():  # the script is not called __main__ there
+                with Executor(1, initializer=prepare, initargs=(10,)) as executor:
+                    say(f"{__name__} {executor.submit(add_offset, 9).result()}")
+                    say(list(executor.map(add_offset, range(2))))
+                    box = executor.submit(Box, 4).result()
+                    say(f"{type(box).__name__} {box.x} {isinstance(box, Box)}")
+        """,
         )
-        with Script(tmp_path, source.replace("def main():", _SPAWNED)) as script:
-            finished = script.finish()
-            until(lambda: not script.descendants(), what="no process stays behind")
         assert finished.lines() == ["__mp_main__ 19", "[10, 11]", "Box 4 True", "0", "end of main"]
+        assert finished.returncode == 0, finished.stderr
+
+    def test_pools_of_a_calls_own_find_what_the_script_defines(self, tmp_path: Path, script_head: str) -> None:
+        finished = run_main(
+            tmp_path,
+            script_head,
+            """
+            with Executor(1) as executor:
+                say(executor.submit(with_pool, 3).result())
+                say(executor.submit(with_process_pool, 3).result())
+                say(list(executor.map(with_pool, [1, 2])))
+                say(executor.submit(functools.partial(pickled, 4)).result())
+        """,
+            """
+            import concurrent.futures, functools, multiprocessing, pickle
+
+            class Box:
+                def __init__(self, x):
+                    self.x = x
+
+            def with_pool(n):
+                with multiprocessing.get_context("fork").Pool(1) as pool:
+                    return pool.map(square, range(n))
+
+            def with_process_pool(n):
+                context = multiprocessing.get_context("fork")
+                with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+                    return [box.x for box in pool.map(Box, range(n))]
+
+            def pickled(x):
+                return pickle.loads(pickle.dumps(Box(x))).x, pickle.loads(pickle.dumps(pickled)) is pickled
+        """,
+        )
+        assert finished.lines() == ["[0, 1, 4]", "[0, 1, 2]", "[[0], [0, 1]]", "(4, True)", "end of main"]
         assert finished.returncode == 0, finished.stderr
 
     def test_an_executor_made_in_a_thread_that_has_ended(self, tmp_path: Path, script_head: str) -> None:
