@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from executor.errors import CallError, call_error
+from executor.errors import CallError, RemoteTraceback, call_error
 from executor.wire import segments
 
 VALUE, EXCEPTION, ERROR, CANCELLED = b"v", b"e", b"x", b"c"
@@ -41,6 +41,12 @@ def error(name: str, message: str, details: Mapping[str, Any] | None = None) -> 
 
 
 def error_from(body: bytes | memoryview) -> CallError:
-    """The exception that :func:`error` described; ``body`` is without the status byte."""
+    """The exception that :func:`error` described; ``body`` is without the status byte.
+
+    Where it stands for an exception of the user's, that one's traceback is its ``__cause__``.
+    """
     fields = json.loads(bytes(body))
-    return call_error(fields["type"], fields["message"], fields.get("details"))
+    described = call_error(fields["type"], fields["message"], fields.get("details"))
+    if isinstance(text := described.details.get("traceback"), str):
+        described.__cause__ = RemoteTraceback(text)
+    return described

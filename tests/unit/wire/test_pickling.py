@@ -303,6 +303,8 @@ def test_exception_that_cannot_travel_is_told_with_its_traceback(make: Callable[
     assert isinstance(error, SerializationError)
     assert said in str(error)
     assert "in raised" in error.details["traceback"]
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in raised" in str(error.__cause__)
 
 
 def test_exception_whose_pickle_gives_something_else_is_an_error() -> None:
