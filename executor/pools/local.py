@@ -17,6 +17,7 @@ import os
 import secrets
 import signal
 import socket
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -365,7 +366,8 @@ class LocalPool(WorkerPool):
             await asyncio.wait(filter(None, tasks))
         if self._writer is not None:
             self._writer.close()
-            await asyncio.wait([asyncio.ensure_future(self._writer.wait_closed())])
+            with suppress(OSError):  # the supervisor may have gone first
+                await self._writer.wait_closed()
             self._writer = None
         if self._supervisor is not None:
             self._supervisor.close()

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from tests.support import DEADLINE_S, Script, until
+from tests.support import DEADLINE_S, Gate, Script, until
 
 
 class OutputContract:
@@ -122,6 +122,26 @@ class ProcessContract:
             finished = script.finish()
         assert finished.lines() == ["waiting", "interrupted", "survived"]
         assert (finished.returncode, finished.stderr) == (0, "")
+
+    def test_ctrl_c_while_the_end_waits_for_calls(self, tmp_path: Path, script_head: str) -> None:
+        source = f"""\
+{script_head}
+from tests.contract import calls
+from tests.support import Gate
+
+if __name__ == "__main__":
+    executor = Executor(1)
+    executor.submit(calls.wait_at, Gate({str(tmp_path / "gate")!r}))
+    print("end of main", flush=True)
+"""
+        with Script(tmp_path, source) as script:
+            script.wait_output("end of main")
+            Gate(tmp_path / "gate").wait_arrivals()
+            script.interrupt_group()
+            finished = script.finish()
+            until(lambda: not script.descendants(), what="no process stays behind")
+        assert finished.stderr.count("Traceback") == 1, finished.stderr
+        assert "KeyboardInterrupt" in finished.stderr
 
     def test_a_forked_child_is_told_that_the_executor_is_not_its_own(self, tmp_path: Path, script_head: str) -> None:
         finished = _run(
