@@ -91,6 +91,8 @@ class Submitter:
             progress: Show it.
         """
         _check_sizes(chunksize=chunksize, buffersize=buffersize)
+        if timeout is not None:
+            timeout += 0.0  # what is no number fails here, before anything has been sent
         session = self.session
         session.ensure_started()
         asynchronous = any(isinstance(each, AsyncIterable) for each in iterables)

@@ -218,6 +218,12 @@ class MapContract:
     def test_map_in_time_does_not_time_out(self, executor: Executor) -> None:
         assert list(executor.map(calls.square, range(4), timeout=DEADLINE_S)) == [0, 1, 4, 9]
 
+    def test_map_with_a_timeout_that_is_no_number_sends_nothing(self, executor: Any, gate: Gate) -> None:
+        with pytest.raises(TypeError):
+            executor.map(calls.wait_at, [gate], timeout="soon")
+        assert executor.submit(calls.square, 3).result(DEADLINE_S) == 9
+        assert gate.arrivals == 0
+
     @pytest.mark.parametrize("chunksize", [1, 2, 7, 1000])
     def test_map_with_chunksize(self, executor: Executor, chunksize: int) -> None:
         assert list(executor.map(calls.add, range(30), range(30), chunksize=chunksize)) == list(range(0, 60, 2))
