@@ -21,6 +21,7 @@ from executor.dispatch.batcher import Durations
 from executor.dispatch.call_frames import CallFrames
 from executor.dispatch.dispatcher import Dispatcher
 from executor.dispatch.future import CallFuture, running_loop
+from executor.dispatch.keeping import Keeping
 from executor.dispatch.lanes import Batch, CallLane, Lane, expired
 from executor.dispatch.loop_thread import LoopThread
 from executor.dispatch.map_lane import MapLane
@@ -65,6 +66,7 @@ class Session:
         self.executor, self.client, self.key = executor, client, key
         self.functions = FunctionCache()
         self.store: BlobStore | None = None
+        self._keeping: Keeping | None = None
         self._durations: dict[str, Durations] = {}
         self._on_busy = on_busy
         self._pid = os.getpid()
@@ -136,6 +138,10 @@ class Session:
         publisher = Publisher(connection, self.client, first.address)
         replies = Replies(connect_async(first.address, client_name=f"ke-replies:{self.client}"), self.client)
         await self._dispatcher.start(publisher, replies)
+        if self.store is not None:
+            locator = self.store.locator
+            self._keeping = Keeping(self._dispatcher, lambda: store_for(locator, self.client))
+            self._keeping.start(self.store)
 
     def close(self, *, cancel: bool = False, now: bool = False) -> Future[None]:
         """Take no more calls, let the accepted ones finish, then stop everything.
@@ -183,6 +189,8 @@ class Session:
             except Exception as error:  # the others are to be stopped all the same
                 log.warning("The pool %r could not be stopped: %r", pool.spec.name, error)
                 failure = failure or error
+        if self._keeping is not None:
+            self._keeping.stop()
         if self.store is not None:
             self.store.close()
         if failure is not None:

@@ -7,6 +7,7 @@ transfer, so that of the 43 ms it takes for 64 MiB, ``put`` (71 ms in all) shows
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from executor.broker import keys
 from executor.broker.bulk import BulkConnection, ServerSaidNo
 from executor.broker.connection import explain
-from executor.errors import BrokerError, BrokerRefused
+from executor.errors import BrokerRefused
 from executor.stores.base import (
     BlobRef,
     Data,
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger("executor")
+
 #: Redis takes no value over 512 MiB, and holds up everybody else while it moves one.
 PART_BYTES = 64 * 1024 * 1024
-#: How long a value stays if nobody deletes it: longer than any call is expected to wait and run.
+#: How long a value stays if nobody deletes or keeps it, in seconds. Clients keep those of their open calls each hour.
 TTL_S = 24 * 3600
 #: How long a server that has gone away is waited for.
 PATIENCE_S = 60.0
+#: After a delete that failed, how long no other is tried, in seconds.
+_AWAY_S = 10.0
 _IDLE_CONNECTIONS = 4
 _NOT_NOW = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN")
 _GONE = "It was deleted when its call ended, its time to live ran out, or the server lost its data (a restart)."
@@ -51,7 +56,7 @@ class RedisStore:
     Args:
         address: The server.
         client: Id of the client that the values belong to.
-        ttl_s: Seconds until a value goes by itself; :meth:`touch` starts them anew.
+        ttl_s: Seconds until a value goes by itself; :meth:`keep` starts them anew.
         patience_s: Seconds to keep trying while the server cannot be reached.
     """
 
@@ -63,6 +68,7 @@ class RedisStore:
         self._ttl_s, self._patience_s = ttl_s, patience_s
         self._idle: list[BulkConnection] = []
         self._pid = os.getpid()
+        self._away_until = 0.0
 
     def put(self, data: Data, *, hashed: bool = True) -> BlobRef:
         """SET; the reference always has the digest. See :meth:`BlobStore.put`."""
@@ -73,7 +79,7 @@ class RedisStore:
         try:
             self._exchange(lambda connection: self._put_parts(connection, ref, view), ref.size)
         except BrokerRefused:  # it may have taken the first parts
-            self._forget(ref)
+            self.delete([ref])
             raise
         return ref._replace(digest=digest.hexdigest())
 
@@ -83,17 +89,25 @@ class RedisStore:
         buffer, digest = self._exchange(lambda connection: self._get_parts(connection, ref), ref.size)
         check_digest(ref, digest.hexdigest(), str(self._address))
         if last:
-            self._forget(ref)
+            self.delete([ref])
         return buffer
 
     def delete(self, refs: Iterable[BlobRef]) -> None:
-        """UNLINK; see :meth:`BlobStore.delete`."""
-        names = [key for ref in refs for key, _, _ in self._parts(ref)]
-        if names:
-            self._exchange(lambda connection: connection.command("UNLINK", *names))
+        """UNLINK, tried once: without an answer the values go at the end of their time. See :meth:`BlobStore.delete`.
 
-    def touch(self, refs: Iterable[BlobRef]) -> None:
-        """Start the time to live anew, for values whose calls are still waiting."""
+        Who deletes is about to settle futures, of which none may wait for a server that is away.
+        """
+        names = [key for ref in refs for key, _, _ in self._parts(ref)]
+        if not names or time.monotonic() < self._away_until:
+            return
+        try:
+            self._once(lambda connection: connection.command("UNLINK", *names))
+        except (OSError, ServerSaidNo) as error:
+            self._away_until = time.monotonic() + _AWAY_S
+            log.debug("%d values were not deleted from %s: %s", len(names), self._address, error)
+
+    def keep(self, refs: Iterable[BlobRef]) -> None:
+        """EXPIRE; see :meth:`ExpiringStore.keep`."""
         names = [key for ref in refs for key, _, _ in self._parts(ref)]
         self._exchange(lambda connection: [connection.command("EXPIRE", key, self._ttl_s) for key in names])
 
@@ -119,13 +133,6 @@ class RedisStore:
         for number, start in enumerate(range(0, max(ref.size, 1), PART_BYTES)):
             part = f"{name}.{number}" if number else name
             yield keys.buffer(self._client, part), start, min(start + PART_BYTES, ref.size)
-
-    def _forget(self, ref: BlobRef) -> None:
-        """Delete a value that will go by itself anyway."""
-        try:
-            self.delete([ref])
-        except BrokerError:
-            pass
 
     def _exchange(self, operation: Callable[[BulkConnection], T], size: int = 0) -> T:
         """Run something that may be repeated, over a connection that works.

@@ -60,6 +60,11 @@ class Cargo:
     members: Any
     star: bool = False
 
+    def all_buffers(self) -> list[Any]:
+        """References of the large values of all its calls."""
+        buffers = self.buffers or []
+        return [ref for several in buffers for ref in several] if self.kind == "calls" else buffers
+
 
 @dataclass(slots=True)
 class Batch:
@@ -175,6 +180,10 @@ class Lane(ABC):
     def forget(self, batch: Batch) -> None:  # noqa: B027 - single calls own their large values themselves
         """All calls of a batch are settled: what it holds may go."""
 
+    def waiting_buffers(self) -> list[Any]:
+        """References of the large values of calls that wait here; items of a map are not stored before they go."""
+        return []
+
     def retriable(self, error: BaseException) -> bool:
         """Whether the options ask for another attempt after this error: ``retries`` are for what a call raises."""
         return isinstance(error, self.options.retry_on) and not isinstance(error, _FINAL)
@@ -215,6 +224,10 @@ class CallLane(Lane):
     def backlog(self) -> int:
         """See :class:`Lane`."""
         return len(self.waiting)
+
+    def waiting_buffers(self) -> list[Any]:
+        """See :class:`Lane`."""
+        return [ref for future in self.waiting for ref in future.buffers or ()]
 
     def take(self, count: int) -> Cargo | None:
         """See :class:`Lane`."""

@@ -8,9 +8,9 @@
 locator        class                                   name of a blob              lives
 =============  ======================================  ==========================  ==================================
 ``memory:``    :class:`.memory.MemoryStore`            random                      with the object
-``file://``    :class:`.filesystem.SharedDiskStore`    its SHA-256                 until swept, some time after use
+``file://``    :class:`.filesystem.SharedDiskStore`    its SHA-256                 a week after its last use
 ``shm://``     :class:`.scratch.ScratchStore`          random                      until deleted
-(Redis)        ``executor.broker.redis_store``         random                      until deleted; TTL
+(Redis)        ``executor.broker.redis_store``         random                      until deleted; TTL of a day
 =============  ======================================  ==========================  ==================================
 
 A reference comes from outside: stores check its shape and never let its name leave their directory or prefix.
@@ -119,6 +119,23 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections; blobs stay."""
+        ...
+
+
+@runtime_checkable
+class ExpiringStore(BlobStore, Protocol):
+    """A store from which blobs go by themselves, some time after they were last used."""
+
+    def keep(self, refs: Iterable[BlobRef]) -> None:
+        """Begin the time of these blobs anew, and clear away what is past its own, where the store does not itself.
+
+        Clients do this each hour for the values of calls that have no outcome yet; those that are missing are
+        passed over.
+
+        Raises:
+            OSError: The directory is not accessible.
+            BrokerError: The server cannot be reached, or refuses.
+        """
         ...
 
 

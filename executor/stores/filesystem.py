@@ -4,14 +4,17 @@
 
     directory/9f/9f86d081884c…   a blob, never changed once it is there
     directory/tmp-…              being written, or being swept
+    directory/swept              its time says when the last sweep began
 
 A blob that is there already is not written again, only touched. So blobs belong to nobody: ``delete`` leaves them,
-and :meth:`SharedDiskStore.sweep` removes what has not been used for some time.
+and :meth:`SharedDiskStore.sweep` removes what has not been used for some time. Clients see to it (``keep``): each
+touches what its open calls need, and one of them sweeps.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from urllib.parse import quote
@@ -32,7 +35,13 @@ from executor.stores.base import (
 )
 
 _GONE = "It was swept after not being used for some time, or this machine does not see the same disk."
-_TEMPORARY = "tmp-"
+_TEMPORARY, _SWEPT = "tmp-", "swept"
+_TEMPORARY_NAME = re.compile(r"tmp-[0-9a-f]{32}")
+_BLOB_NAME = re.compile(r"[0-9a-f]{64}")
+#: What nobody has written, read or kept for so long goes, in seconds: a week.
+UNUSED_S = 7 * 24 * 3600.0
+#: At most so often one of all clients looks for it, in seconds.
+SWEEP_EVERY_S = 3600.0
 #: Pauses before looking again for a blob that is not there, in seconds: a sweep may just have taken it aside to look at
 #: it. That takes microseconds, but the sweeping process may be kept from running in the middle.
 _LOOK_AGAIN_S = (0.01, 0.05, 0.25, 0.75)
@@ -85,6 +94,13 @@ class SharedDiskStore:
     def delete(self, refs: Iterable[BlobRef]) -> None:
         """Nothing: a blob may be another call's as well. Lifetime is the matter of :meth:`sweep`."""
 
+    def keep(self, refs: Iterable[BlobRef]) -> None:
+        """Touch blobs, and sweep what has not been used for :data:`UNUSED_S`; see :meth:`ExpiringStore.keep`."""
+        for ref in refs:
+            self._touched(check_ref(ref, "file", by_digest=True), ref.size)
+        if self._sweep_is_due():
+            self.sweep(UNUSED_S)
+
     def sweep(self, older_than_s: float) -> int:
         """Remove what has not been written or read for ``older_than_s`` seconds; returns how many blobs went.
 
@@ -134,12 +150,33 @@ class SharedDiskStore:
                 time.sleep(pause_s)
         raise missing(ref, self.path, _GONE)
 
+    def _sweep_is_due(self) -> bool:
+        """Whether nobody has begun a sweep of late; from now on, somebody has."""
+        try:
+            if time.time() - os.stat(_SWEPT, dir_fd=self._directory).st_mtime < SWEEP_EVERY_S:
+                return False
+            os.utime(_SWEPT, dir_fd=self._directory)
+        except FileNotFoundError:
+            try:
+                files.write_new(_SWEPT, memoryview(b""), self._directory)
+            except FileExistsError:  # another client begins just now
+                return False
+        return True
+
     def _places(self) -> Iterator[str]:
+        """What may be swept: nothing that only looks as if it were ours, as the directory may be the user's own."""
         for entry in os.listdir(self._directory):
-            if entry.startswith(_TEMPORARY):
+            if _TEMPORARY_NAME.fullmatch(entry):
                 yield entry
             elif len(entry) == 2:
-                yield from (f"{entry}/{name}" for name in os.listdir(os.path.join(self.path, entry)))
+                yield from (_place(name) for name in self._blobs(entry))
+
+    def _blobs(self, entry: str) -> list[str]:
+        try:
+            names = os.listdir(os.path.join(self.path, entry))
+        except NotADirectoryError:
+            return []
+        return [name for name in names if name.startswith(entry) and _BLOB_NAME.fullmatch(name)]
 
     def _swept(self, place: str, deadline: float) -> bool:
         try:

@@ -14,7 +14,7 @@ from executor.broker import redis_store
 from executor.broker.address import BrokerAddress, TlsOptions
 from executor.broker.redis_store import RedisStore
 from executor.errors import BadSignature, BlobMissing, BrokerRefused, BrokerUnavailable
-from executor.stores.base import BlobRef, BlobStore
+from executor.stores.base import BlobRef, BlobStore, ExpiringStore
 from executor.stores.offload import packed, unpacked
 
 pytestmark = [
@@ -94,6 +94,7 @@ def test_bytes_come_back_writable(store, size):
     data = os.urandom(size)
     ref = store.put(data)
     assert isinstance(store, BlobStore)
+    assert isinstance(store, ExpiringStore)
     assert BlobRef.from_json(ref.to_json()) == ref
     assert ref.digest
     view = store.get(ref)
@@ -125,11 +126,29 @@ def test_values_have_a_time_to_live(server):
     kept, gone = store.put(b"kept"), store.put(b"gone")
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
-        store.touch([kept])
+        store.keep([kept])
         time.sleep(0.1)
     assert bytes(store.get(kept)) == b"kept"
     with pytest.raises(BlobMissing, match="time to live"):
         store.get(gone)
+    store.close()
+
+
+def test_delete_waits_for_nobody(server):
+    """Who deletes is about to settle futures; the values go at the end of their time."""
+    store = RedisStore(server.address(), "client1", patience_s=3600)
+    refs = [store.put(b"x") for _ in range(2)]
+    server.stop()
+    for ref in refs:
+        store.delete([ref])
+    server.start()
+    store.delete(refs)  # no other is tried for a while
+    kept = store.put(b"kept")
+    store.delete([kept])
+    assert bytes(store.get(kept)) == b"kept"
+    store._away_until = 0.0
+    store.delete([kept])
+    assert key_count(store) == 0
     store.close()
 
 

@@ -10,7 +10,7 @@ from pickle import PickleBuffer
 import pytest
 
 from executor.errors import BadSignature, BlobMissing
-from executor.stores.base import BlobRef, BlobStore, open_store
+from executor.stores.base import BlobRef, BlobStore, ExpiringStore, open_store
 from executor.stores.filesystem import SharedDiskStore
 from executor.stores.memory import MemoryStore
 from executor.stores.scratch import ScratchStore
@@ -267,14 +267,58 @@ class TestSharedDiskStore:
         old, used, put_again, fresh = (disk.put(text) for text in (b"old", b"used", b"again", b"fresh"))
         for ref in (old, used, put_again):
             os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
-        open(f"{disk.path}/tmp-left-over", "w").close()
-        os.utime(f"{disk.path}/tmp-left-over", (1, 1))
+        left_over = f"{disk.path}/tmp-{'0a' * 16}"
+        open(left_over, "w").close()
+        os.utime(left_over, (1, 1))
         disk.get(used)
         disk.put(b"again")
         assert disk.sweep(3600) == 1
         assert self.blobs(disk) == sorted(ref.name for ref in (used, put_again, fresh))
         with pytest.raises(BlobMissing, match="swept"):
             disk.get(old)
+
+    def test_sweep_leaves_files_of_others_alone(self, disk):
+        os.mkdir(f"{disk.path}/de")
+        theirs = ["tmp-notes", "de/tmp-" + "0a" * 16, "de/" + "de" * 31, "de/" + "ad" * 32, "de/prices.csv", "it"]
+        for name in theirs:
+            open(f"{disk.path}/{name}", "w").close()
+            os.utime(f"{disk.path}/{name}", (1, 1))
+        assert disk.sweep(3600) == 0
+        assert all(os.path.exists(f"{disk.path}/{name}") for name in theirs)
+
+    def test_keep_prolongs_what_is_wanted_and_sweeps_the_rest_now_and_then(self, disk):
+        def grow_old(*refs):
+            for ref in refs:
+                os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
+
+        assert isinstance(disk, ExpiringStore)
+        wanted, other, gone = (disk.put(text) for text in (b"wanted", b"other", b"gone"))
+        os.unlink(f"{disk.path}/{gone.name[:2]}/{gone.name}")
+        grow_old(wanted, other)
+        disk.keep([wanted, gone])
+        assert self.blobs(disk) == sorted([wanted.name, "swept"])
+        other = disk.put(b"other")
+        grow_old(wanted, other)
+        disk.keep([wanted])
+        assert self.blobs(disk) == sorted([wanted.name, other.name, "swept"])  # somebody has just looked
+        os.utime(f"{disk.path}/swept", (1, 1))
+        disk.keep([])
+        assert self.blobs(disk) == sorted([wanted.name, "swept"])
+
+    def test_keep_sweeps_once_among_clients_that_begin_at_once(self, disk, monkeypatch):
+        real = os.stat
+
+        def stat(path, **how):
+            if path == "swept":
+                open(f"{disk.path}/swept", "x").close()  # another client is a little quicker
+                raise FileNotFoundError(path)
+            return real(path, **how)
+
+        ref = disk.put(b"x")
+        os.utime(f"{disk.path}/{ref.name[:2]}/{ref.name}", (1, 1))
+        monkeypatch.setattr(os, "stat", stat)
+        disk.keep([])
+        assert ref.name in self.blobs(disk)
 
     def test_a_sweep_beside_writers_loses_nothing(self, disk):
         stop = threading.Event()
