@@ -183,7 +183,10 @@ class KubeExecutor(Calls):
 
     @property
     def broker_url(self) -> str:
-        """The broker's URL, with its password, for stock Celery clients; starts the executor if need be."""
+        """The broker's URL, with its password, as ``broker_url=`` and redis-py take it; starts the executor if need be.
+
+        That of an embedded server is ``unix://``, which Celery does not know: for a service, give a server of yours.
+        """
         self._session.ensure_started()
         return next(iter(self._session.pools.values())).address.url
 

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
     from executor.broker.address import BrokerAddress
 
-__all__ = ["LocalOptions"]
+__all__ = ["MAX_LEASE_S", "MIN_LEASE_S", "LocalOptions"]
+
+#: Shorter than this, a busy machine makes living workers look dead; longer, and a dead one is hardly ever noticed.
+MIN_LEASE_S, MAX_LEASE_S = 1.0, 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,9 @@ class LocalOptions:
         maxmemory_bytes: Limit of the embedded server; 0 is the memory of the machine.
         runtime_dir: Where sockets and keys go; None is the temporary directory.
         worker_argv: Command of a worker instead of the usual one, for tests.
+
+    Raises:
+        ValueError, TypeError: The lease does not make sense; a worker would not start with it.
     """
 
     owner: str
@@ -45,3 +51,10 @@ class LocalOptions:
     maxmemory_bytes: int = 0
     runtime_dir: Path | None = None
     worker_argv: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        lease: object = self.lease_s  # it holds whatever was given
+        if not isinstance(lease, int | float):
+            raise TypeError(f"lease={lease!r} must be a number of seconds.")
+        if not MIN_LEASE_S <= lease <= MAX_LEASE_S:
+            raise ValueError(f"lease={lease!r} must be from {MIN_LEASE_S:g} to {MAX_LEASE_S:g} seconds.")
