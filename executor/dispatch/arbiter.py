@@ -107,7 +107,7 @@ class Arbiter:
                 break
             if wanted:
                 await asyncio.sleep(_POLL_S)
-                await self._dispatcher.caught_up()
+                await self._dispatcher.inbox.caught_up()
                 wanted = [(batch, index) for batch, index in wanted if not batch.settled[index]]
         return kept
 
@@ -116,7 +116,7 @@ class Arbiter:
         kept = sum(self._cancelled(batch, index, error) for batch, index in wanted)
         for batch in {batch.root: batch for batch, _ in wanted}.values():
             if batch.remaining:
-                self._dispatcher.withdraw(batch)
+                self._dispatcher.take_back(batch, {batch.root})
         return kept
 
     async def _ask(self, grouped: dict[tuple[str, str], list[int]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from executor.dispatch import dispatcher
+from executor.dispatch import recovery
 from tests.faults import Journal, Server, gated, noted, parent_of, registered, started
 from tests.support import until
 
@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are short here, and so may be the time that workers get to say what they still run."""
-    monkeypatch.setattr(dispatcher, "RESTATE_S", 3.0)
+    monkeypatch.setattr(recovery, "RESTATE_S", 3.0)
 
 
 def fill(server: Server) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from executor import KubeExecutor, PoolSpec
-from executor.dispatch import dispatcher, patience
+from executor.dispatch import patience, recovery
 from executor.errors import BrokerUnavailable, PoolBroken, PoolError
 from tests.faults import Journal, Server, alive, broker_of, children, gated, kill, noted, parent_of, started
 from tests.support import until
@@ -94,7 +94,7 @@ def test_calls_survive_the_death_of_the_embedded_server(
     journal: Journal, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It keeps nothing; the supervisor starts it again under the same address, and the client sends its calls again."""
-    monkeypatch.setattr(dispatcher, "RESTATE_S", 3.0)
+    monkeypatch.setattr(recovery, "RESTATE_S", 3.0)
     with started(max_workers=2) as executor:
         running = [executor.submit(gated, journal, i, gate) for i in range(2)]
         journal.wait("started", count=2)

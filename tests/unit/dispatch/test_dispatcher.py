@@ -11,8 +11,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from executor.dispatch import dispatcher as dispatcher_module
-from executor.dispatch import patience
+from executor.dispatch import patience, recovery
 from executor.dispatch.future import CallFuture
 from executor.dispatch.map_result import Failed, MapState
 from executor.errors import (
@@ -489,7 +488,7 @@ def test_batch_whose_publishing_was_not_answered_is_published_again_after_a_loss
         await asyncio.sleep(1)
         assert len(client.broker.queue) == 1
         client.broker.lose_data()
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         await work_off(client)
         assert future.result(0) == 1
 
@@ -602,7 +601,7 @@ def test_server_that_has_lost_its_data_gets_the_calls_again(client: Client, run:
         _, state = client.map(list(range(20)), chunksize=5)
         await settled()
         client.broker.lose_data()
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         assert client.broker.functions.keys() == {"digest-of-f", "digest-of-g"}
         await work_off(client)
         assert [future.result(0) for future in futures] == list(range(20))
@@ -621,7 +620,7 @@ def test_server_that_has_lost_its_data_gets_no_call_that_somebody_still_runs(cli
         client.broker.lose_data()
         await asyncio.sleep(1)
         client.broker.batches[claimed.envelope.id] = "w1"  # the worker says what it runs
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         assert len(client.broker.queue) == 1
         claimed.reply()
         await work_off(client)
@@ -640,7 +639,7 @@ def test_server_that_has_lost_its_data_gets_settled_calls_of_a_batch_not_again(c
         claimed.values(6)
         await settled()
         client.broker.lose_data()
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         again = [argument for one in client.broker.claim_all() for argument in (one.reply(), one.arguments)[1]]
         await settled()
         assert sorted(again) == [(6,), (7,), (8,), (9,)]
@@ -656,7 +655,7 @@ def test_batch_that_is_just_being_published_is_not_taken_for_lost(client: Client
         client.broker.refusal = ResponseError("OOM")
         late = client.submit(client.lane("h"), 1)
         client.broker.lose_data()
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         client.broker.refusal = None
         await asyncio.sleep(5)
         ran = [argument for one in client.broker.claim_all() for argument in (one.reply(), one.arguments)[1]]
@@ -673,13 +672,13 @@ def test_data_lost_while_catching_up_hangs_nobody(client: Client, run: Run) -> N
         await settled()
         client.broker.number = 10**6
         client.broker.stream.append(((10**6, 0), b"an entry that is never read"))
-        waiting = asyncio.ensure_future(client.dispatcher.caught_up())
+        waiting = asyncio.ensure_future(client.dispatcher.inbox.caught_up())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         client.broker.number = 0
         client.broker.lose_data()
         await asyncio.wait_for(waiting, 60)
-        await asyncio.sleep(dispatcher_module.RESTATE_S + 2)
+        await asyncio.sleep(recovery.RESTATE_S + 2)
         await work_off(client)
         assert future.result(0) == 0
 

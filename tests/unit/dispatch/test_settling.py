@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from executor.dispatch import dispatcher as dispatcher_module
+from executor.dispatch import recovery
 from executor.dispatch.future import CallFuture
 from executor.dispatch.map_result import Failed, MapState
 from executor.wire import outcome
@@ -166,7 +166,7 @@ class Settling(RuleBasedStateMachine):
         self.run(settled())
         self.stale.update(self._held())
         self.client.broker.lose_data()
-        self.run(asyncio.sleep(dispatcher_module.RESTATE_S + 8))
+        self.run(asyncio.sleep(recovery.RESTATE_S + 8))
 
     def _held(self) -> list[Claimed]:
         return [one for one in self.client.broker.handed_out if not one.done]
