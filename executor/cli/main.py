@@ -1,9 +1,10 @@
-"""``kube-executor``: look whether everything is in place."""
+"""``kube-executor``: look whether everything is in place, and what became of calls that were given up."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import platform
 import sys
 import time
@@ -26,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 when all is well, 1 when something is not, 2 for wrong arguments.
     """
     arguments = _parser().parse_args(argv)
-    if arguments.command != "check":
-        _parser().print_help()
-        return 2
     try:
-        _check(arguments.broker_url, arguments.max_workers)
+        if arguments.command == "check":
+            _check(arguments.broker_url, arguments.max_workers)
+        elif arguments.command == "dead":
+            return _dead(arguments.broker_url, arguments.id, arguments.resubmit)
+        else:
+            _parser().print_help()
+            return 2
     except (KubeExecutorError, ValueError) as error:
         print(f"kube-executor: {error}", file=sys.stderr)
         return 1
@@ -46,7 +50,32 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="start an executor, run one call, say what was found")
     check.add_argument("--broker-url", metavar="URL", help="a Redis or Valkey of yours; without it, one is started")
     check.add_argument("--max-workers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    dead = commands.add_parser("dead", help="list calls and tasks that were given up, or queue one again")
+    dead.add_argument("id", nargs="?", help="show this one with all its deaths")
+    dead.add_argument("--broker-url", metavar="URL", required=True, help="the Redis or Valkey they lie in")
+    dead.add_argument("--resubmit", action="store_true", help="queue the one named again")
     return parser
+
+
+def _dead(broker_url: str, wanted: str | None, resubmit: bool) -> int:
+    from executor.broker.address import BrokerAddress
+    from executor.broker.dead_letters import DeadLetters
+
+    if resubmit and wanted is None:
+        raise ValueError("--resubmit needs the id of a dead letter; `kube-executor dead` lists them.")
+    letters = DeadLetters(BrokerAddress.parse(broker_url))
+    found = [letter for letter in letters.all() if wanted in (None, letter["id"])]
+    for letter in found:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter["at"]))
+        reasons = ", ".join(death.get("reason") or "unknown" for death in letter["deaths"])
+        print(f"{letter['id']}  {at}  pool {letter['pool']}  {letter['task']}  died of: {reasons}")
+        if wanted is not None:
+            print(json.dumps(letter["deaths"], indent=2))
+    if wanted is not None and not found:
+        raise ValueError(f"There is no dead letter {wanted!r}.")
+    if resubmit:
+        print("queued again" if letters.resubmit(found[0]) else "somebody else has taken it")
+    return 0
 
 
 def _check(broker_url: str | None, max_workers: int) -> None:

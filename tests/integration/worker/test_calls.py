@@ -12,10 +12,12 @@ import pytest
 import redis
 
 from executor.broker import keys
+from executor.broker.address import BrokerAddress
+from executor.broker.dead_letters import DeadLetters
 from executor.broker.scripts import source
 from executor.errors import BadSignature, CallTimeout, ChildCrashed, FunctionMissing, VersionMismatch, WorkerLost
 from executor.wire import envelope as wire
-from tests.faults import Journal
+from tests.faults import Journal, Server
 from tests.integration.worker import calls
 from tests.integration.worker.conftest import RawClient, WorkerProcess
 from tests.support import Gate, until
@@ -124,6 +126,22 @@ def test_a_call_that_is_killed_each_time_is_buried_with_its_story(
     assert len(stored["deaths"]) == 3
     again = wire.decoded(json.loads(stored["raw"]))
     assert (again.root, again.first, again.end, list(again.deaths)) == (root, 0, 1, [])
+
+
+def test_a_buried_call_runs_when_it_is_queued_again(
+    start: Starter, server: Server, client: RawClient, connection: redis.Redis, tmp_path: Path
+) -> None:
+    start()
+    root = client.send(calls.dies_once, (tmp_path / "notes", "done"), max_deliveries=1)
+    assert isinstance(client.results(root, 1)[0], WorkerLost)
+    letters = DeadLetters(BrokerAddress.parse(server.url))
+    (letter,) = letters.all()
+    assert letter["id"] == root
+    client.replies.clear()
+    assert letters.resubmit(letter)
+    assert client.results(root, 1) == ["done"]
+    assert not letters.resubmit(letter)
+    assert letters.all() == []
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT")])

@@ -13,6 +13,7 @@ from celery import chain, chord
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 
 from executor.broker import keys
+from executor.cli.main import main
 from tests.faults import Server
 from tests.integration.worker import calls
 from tests.integration.worker.conftest import RawClient, WorkerProcess
@@ -93,6 +94,31 @@ def test_a_task_whose_process_is_killed_runs_again_up_to_a_bound(
     with pytest.raises(WorkerLostError, match="exit code 3"):
         shop.dies.delay("exit").get(timeout=WAIT_S)
     until(lambda: not connection.exists(keys.inflight(worker.id)), what="nothing is in flight")
+
+
+def test_a_dead_letter_is_listed_shown_and_queued_again(
+    shop: Any,
+    start_shop: Callable[..., WorkerProcess],
+    connection: redis.Redis,
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start_shop()
+    task = shop.dies.delay("kill")
+    with pytest.raises(WorkerLostError):
+        task.get(timeout=WAIT_S)
+    assert main(["dead", "--broker-url", server.url]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{task.id}  ")
+    assert "died of: SIGKILL, SIGKILL, SIGKILL" in line
+    assert main(["dead", task.id, "--resubmit", "--broker-url", server.url]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("queued again\n")
+    assert '"exit_code"' in said
+    assert not connection.exists(keys.dead_letters("default"))
+    until(lambda: connection.llen(keys.dead_letters("default")) == 1, 20, "it ran, and died three times more")
+    assert main(["dead", "nobody", "--broker-url", server.url]) == 1
+    assert "no dead letter 'nobody'" in capsys.readouterr().err
 
 
 def test_tasks_of_a_killed_worker_run_at_another(
