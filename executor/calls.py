@@ -7,11 +7,12 @@ importing the class costs next to nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import AsyncIterable, Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine
 
     from executor.dispatch.future import CallFuture
     from executor.dispatch.map_result import MapResult
@@ -123,7 +124,7 @@ class Calls(Executor):
     def starmap(
         self,
         fn: Callable[..., T],
-        iterable: Iterable[Iterable[Any]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         *,
         timeout: float | None = None,
         chunksize: int | None = None,
@@ -134,7 +135,7 @@ class Calls(Executor):
         self._check_open()
         return self._submitter.map(
             fn,
-            ((tuple(item) for item in iterable),),
+            (_tuples(iterable),),
             star=True,
             timeout=timeout,
             chunksize=chunksize,
@@ -183,6 +184,13 @@ class Calls(Executor):
         options = replace(self._options, **changes)
         self._check_pool(options.pool)
         return ExecutorView(self, options)
+
+
+def _tuples(iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]]) -> Iterable[Any] | AsyncIterable[Any]:
+    """The arguments of each call, taken in as the input is."""
+    if isinstance(iterable, AsyncIterable):
+        return (tuple(item) async for item in iterable)
+    return (tuple(item) for item in iterable)
 
 
 class ExecutorView(Calls):

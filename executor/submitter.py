@@ -139,7 +139,7 @@ def _chunk(chunksize: int | None, buffersize: int | None) -> int | None:
 def _items(iterables: tuple[Any, ...], star: bool, eager: bool, asynchronous: bool) -> Any:
     """The input: a list if it is taken in now, else an iterator (sync or async)."""
     if asynchronous:
-        return _zipped(iterables, star)
+        return _zipped(iterables)
     if star and len(iterables) != 1:
         found: Iterator[Any] = zip(*iterables, strict=False)
     else:
@@ -147,7 +147,7 @@ def _items(iterables: tuple[Any, ...], star: bool, eager: bool, asynchronous: bo
     return list(found) if eager else found
 
 
-async def _zipped(iterables: tuple[Any, ...], star: bool) -> AsyncGenerator[Any]:
+async def _zipped(iterables: tuple[Any, ...]) -> AsyncGenerator[Any]:
     iterators = [aiter(each) if isinstance(each, AsyncIterable) else iter(each) for each in iterables]
     while True:
         item = []
@@ -156,7 +156,7 @@ async def _zipped(iterables: tuple[Any, ...], star: bool) -> AsyncGenerator[Any]
                 item.append(await anext(iterator) if isinstance(iterator, AsyncIterator) else next(iterator))
             except (StopIteration, StopAsyncIteration):
                 return
-        yield tuple(item) if star else item[0]
+        yield tuple(item) if len(iterables) > 1 else item[0]  # for starmap it is a tuple already
 
 
 class _Feed:

@@ -233,6 +233,8 @@ class AsyncMapContract:
     async def test_imap_unordered_and_starmap(self, executor: Any) -> None:
         assert sorted([y async for y in executor.imap_unordered(calls.square, range(30))]) == [x * x for x in range(30)]
         assert [y async for y in executor.starmap(calls.add, [(1, 2), (3, 4)])] == [3, 7]
+        pairs = ((x, 1) async for x in numbers(3))
+        assert [y async for y in executor.starmap(calls.add, pairs)] == [1, 2, 3]
 
     async def test_maps_run_side_by_side(self, executor: Any) -> None:
         async def collect(offset: int) -> list[int]:
