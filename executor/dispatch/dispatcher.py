@@ -158,7 +158,8 @@ class Dispatcher:
         if self.publisher is not None and self.inbox.replies is not None:
             try:
                 if not isinstance(self.broken, BrokerError):
-                    await asyncio.wait_for(self.publisher.leave(queues), 2)
+                    async with asyncio.timeout(2):
+                        await self.publisher.leave(queues)
             except Exception as error:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()

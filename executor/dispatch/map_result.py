@@ -275,7 +275,8 @@ class _Run:
             return
         left = None if self.deadline is None else self.deadline - time.monotonic()
         try:
-            await asyncio.wait_for(changed, left)
+            async with asyncio.timeout(left):  # Python 3.11's wait_for may lose a cancellation
+                await changed
         except TimeoutError:
             raise TimeoutError("the next result of map() did not arrive within its timeout=") from None
 
@@ -334,6 +335,8 @@ class MapResult(Iterator[T], AsyncIterator[T], Generic[T]):
             self._at += 1
             self._run.given += 1
             if type(value) is Failed:
+                if isinstance(value.error, StopAsyncIteration):  # it would end the loop as if all were well
+                    raise RuntimeError("a call raised StopAsyncIteration") from value.error
                 raise value.error
         except Exception:  # but not CancelledError: who waits with a timeout may ask again
             self.close()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.broker import connection, embedded
 from executor.broker.address import BrokerAddress
-from executor.broker.obituaries import bury
+from executor.broker.obituaries import bury, is_process
 from executor.errors import BrokerUnavailable, PoolBroken, PoolStartError
 from executor.pools import processes
 from executor.pools.base import PoolState, PoolStatus, WorkerDeath, WorkerPool
@@ -185,7 +185,8 @@ class LocalPool(WorkerPool):
     async def _server_answers(self, plan: embedded.ServerPlan) -> None:
         assert self._server_up is not None
         try:
-            await asyncio.wait_for(asyncio.shield(self._server_up), START_TIMEOUT_S)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.shield(self._server_up)
         except TimeoutError:
             log = embedded.log_tail(plan.log_path) or "(empty)"
             raise BrokerUnavailable(
@@ -294,7 +295,7 @@ class LocalPool(WorkerPool):
 
     def _bury(self, death: WorkerDeath) -> None:
         """Have the dead worker's calls back now rather than at the end of its lease."""
-        task = asyncio.create_task(bury(self.address, death.host, death.pid, asdict(death)))
+        task = asyncio.create_task(bury(self.address, is_process(death.host, death.pid), asdict(death)))
         self._burials.add(task)
         task.add_done_callback(self._burials.discard)
 

@@ -195,6 +195,12 @@ class AsyncMapContract:
         with pytest.raises(StopAsyncIteration):
             await anext(results)
 
+    @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+    async def test_a_call_that_raises_what_ends_loops_does_not_end_them(self, executor: Any, kind: Any) -> None:
+        with pytest.raises(RuntimeError, match=kind.__name__):
+            async for _ in executor.map(calls.stop_iterating, [kind]):
+                pass
+
     async def test_async_for_times_out(self, executor: Any, gate: Gate) -> None:
         results = executor.map(calls.wait_at, [gate], timeout=0.05)
         with pytest.raises(TimeoutError):

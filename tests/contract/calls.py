@@ -108,6 +108,10 @@ def fail(message: str = "as planned") -> NoReturn:
     raise ValueError(message)
 
 
+def stop_iterating(kind: type[Exception]) -> NoReturn:
+    raise kind
+
+
 def fail_deeply(depth: int) -> NoReturn:
     if depth:
         fail_deeply(depth - 1)
