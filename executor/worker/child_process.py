@@ -28,6 +28,9 @@ DEAF = "it closed its socket"
 #: Last output that goes into an obituary, in bytes: it travels in message headers.
 OUTPUT_BYTES = 2048
 
+#: Where a cgroup counts what the kernel killed in it: version 2, version 1.
+_OOM_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+
 _START = """import sys, json
 sys.path[:] = json.loads(sys.argv[1])
 from executor.worker.child import main
@@ -78,7 +81,7 @@ class ChildProcess:
 
     Attributes:
         job: What it runs, or None.
-        began: When it was given that, in monotonic seconds.
+        began: When it was given that, or began to rest, in monotonic seconds.
         ready: It has said READY.
         kill_reason: Why we have killed it, or ``""``.
         tasks_left: Jobs it may still take before another takes its place, or None.
@@ -216,9 +219,11 @@ def _signal_name(number: int) -> str:
 
 def _oom_kills() -> int:
     """How often the kernel has killed for memory in this cgroup; 0 where that cannot be read."""
-    try:
-        with open("/sys/fs/cgroup/memory.events", encoding="ascii") as events:
-            fields = dict(line.split() for line in events)
-        return int(fields.get("oom_kill", 0))
-    except (OSError, ValueError):
-        return 0
+    for path in _OOM_COUNTS:
+        try:
+            with open(path, encoding="ascii") as events:
+                fields = dict(line.split() for line in events)
+            return int(fields.get("oom_kill", 0))
+        except (OSError, ValueError):
+            pass
+    return 0

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A child beyond the slots, which calls that wait for others had lent, is kept for so long: calls that wait come in
+#: swarms, and a start takes some tenths of a second. In seconds.
+SPARE_S = 10.0
 #: Longest sleep of the crew thread, in seconds.
 IDLE_S = 1.0
 #: How long a finished crew keeps trying to deliver outcomes to a server that is away, in seconds.
@@ -225,6 +228,7 @@ class Crew:
             child.kill_if_deaf()
             if child.job is not None and child.job.begun and not child.kill_reason:
                 child.job.check(child)
+        self._dismiss_spare()
         if self._fetched_too_early():
             self._hand_back_surplus()
         self._functions.work()
@@ -291,17 +295,25 @@ class Crew:
         with self._lock:
             job = child.job = self._waiting.popleft() if self._waiting else None
             if job is None:
+                child.began = monotonic()
                 self._idle.append(child)
         if job is not None:
             self._begin(child, job)
-        elif self._lent == 0 and len(self._children) > self.slots:
-            self._dismiss(child)
 
     def _retire(self, child: ChildProcess) -> None:
         """It has done its share (``max_tasks_per_child``): another takes its place."""
         child.job = None
         child.kill_reason = "retired"
         child.send(pipe.EXIT)
+
+    def _dismiss_spare(self) -> None:
+        """One child that slots were lent for, and that nobody has needed for some time."""
+        if self._lent or len(self._children) <= self.slots:
+            return
+        with self._lock:
+            child = self._idle[0] if self._idle else None  # the last one in is the first one out again
+        if child is not None and monotonic() - child.began > SPARE_S:
+            self._dismiss(child)
 
     def _dismiss(self, child: ChildProcess) -> None:
         with self._lock:
