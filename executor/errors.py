@@ -6,6 +6,9 @@
     ├── BrokerError                 the Redis or Valkey server
     │   ├── BrokerUnavailable       cannot be reached (also a ConnectionError)
     │   └── BrokerRefused           reached, and said no: password, rights, version
+    ├── ClusterError                the API server of a Kubernetes cluster
+    │   ├── ClusterUnavailable      cannot be reached, or nothing says where it is (also a ConnectionError)
+    │   └── ClusterRefused          reached, and said no: rights, quota, a name taken
     ├── PoolError                   the workers as a whole
     │   ├── PoolStartError          they did not come up
     │   └── PoolBroken              they are gone for good (also a BrokenExecutor)
@@ -43,6 +46,9 @@ __all__ = [
     "CallExpired",
     "CallTimeout",
     "ChildCrashed",
+    "ClusterError",
+    "ClusterRefused",
+    "ClusterUnavailable",
     "FunctionMissing",
     "KubeExecutorError",
     "PoolBroken",
@@ -70,6 +76,26 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 class BrokerRefused(BrokerError):
     """The server answered and refused: wrong password, missing rights, too old, no TLS."""
+
+
+class ClusterError(KubeExecutorError):
+    """The API server of a Kubernetes cluster cannot serve us.
+
+    Attributes:
+        details: What is known, JSON-able: HTTP ``status``, ``reason``, ``verb``, ``kind``, ``name``.
+    """
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details: dict[str, Any] = dict(details or {})
+
+
+class ClusterUnavailable(ClusterError, ConnectionError):
+    """No answer from the API server, or nothing says where one is."""
+
+
+class ClusterRefused(ClusterError):
+    """The API server answered and refused: missing rights, a quota, an object it does not accept."""
 
 
 class PoolError(KubeExecutorError):

@@ -11,6 +11,7 @@ An argument wins over the environment. A worker process is told by whoever start
 ``KUBE_EXECUTOR_WORKER_CONFIG``         its settings: path of a JSON file that only its user can read
 ``KUBE_EXECUTOR_WORKER_LOG``            file for its own log; without it, standard error
 ``KUBE_EXECUTOR_LIFE_FD``               file descriptor that ends when the worker shall die
+``KUBE_EXECUTOR_WORKER_ID``             its id, where the settings are those of several workers (the pod's name)
 ======================================  ===============================================================
 """
 
@@ -60,11 +61,15 @@ class WorkerSettings:
         config: Path of its settings.
         log: Path of its log, or None.
         life_fd: File descriptor that ends when the worker shall die, or None.
+        worker: Its id, or None where its settings say it.
+        home: Home directory of its user, or None.
     """
 
     config: str
     log: str | None = None
     life_fd: int | None = None
+    worker: str | None = None
+    home: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -80,4 +85,34 @@ class WorkerSettings:
                 "Look whether everything is in place with: kube-executor check"
             )
         life_fd = environment.get(_PREFIX + "LIFE_FD")
-        return cls(config, environment.get(_PREFIX + "WORKER_LOG"), int(life_fd) if life_fd else None)
+        return cls(
+            config,
+            environment.get(_PREFIX + "WORKER_LOG"),
+            int(life_fd) if life_fd else None,
+            environment.get(_PREFIX + "WORKER_ID"),
+            environment.get("HOME") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What the environment says of clusters.
+
+    Attributes:
+        kubeconfig: Path of a kubeconfig (``KUBECONFIG``), or None.
+        in_cluster: Whether this process runs in a pod (``KUBERNETES_SERVICE_HOST``).
+        address: This pod's own address (``POD_IP``), or None.
+    """
+
+    kubeconfig: str | None = None
+    in_cluster: bool = False
+    address: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables."""
+        return cls(
+            kubeconfig=environment.get("KUBECONFIG") or None,
+            in_cluster=bool(environment.get("KUBERNETES_SERVICE_HOST")),
+            address=environment.get("POD_IP") or None,
+        )

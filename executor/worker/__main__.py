@@ -30,7 +30,9 @@ def main() -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s",
     )
-    config = worker_config.read(settings.config)
+    config = worker_config.read(settings.config, settings.worker)
+    if settings.home is not None:
+        _make_home(settings.home)
     for entry in reversed(config.sys_path):
         if entry not in sys.path:
             sys.path.insert(0, entry)
@@ -47,6 +49,14 @@ def main() -> int:
     gc.enable()
 
     return Program(config, capture, [first]).run()
+
+
+def _make_home(path: str) -> None:
+    """In a pod it is on scratch space, and new."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        pass  # a call that needs it will say so
 
 
 def _die_with_supervisor(fd: int) -> None:

@@ -86,12 +86,18 @@ class WorkerConfig:
         }
 
 
-def read(path: str) -> WorkerConfig:
+def read(path: str, worker: str | None = None) -> WorkerConfig:
     """Read a worker's settings; fields of newer versions are passed over.
+
+    Args:
+        path: Of the file.
+        worker: Id of the worker, where several share the file.
 
     Raises:
         OSError, ValueError, TypeError: The file cannot be read, is no JSON, or lacks a field.
     """
     given: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
     known = {each.name for each in fields(WorkerConfig)}
+    if worker is not None:
+        given["worker"] = worker
     return WorkerConfig(**{name: value for name, value in given.items() if name in known})
