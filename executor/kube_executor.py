@@ -18,21 +18,24 @@ from executor.calls import Calls
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
     from executor.dispatch.future import CallFuture
+    from executor.pools.base import PoolStatus
     from executor.session import Session
-    from executor.tasks.pool_spec import PoolSpec
+    from executor.tasks.pool_spec import PodFields, PoolSpec
+    from executor.tasks.resources import Resources
     from executor.tasks.worker_context import WorkerContext
 
 __all__ = ["KubeExecutor"]
 
 
 class KubeExecutor(Calls):
-    """Runs calls in worker processes of this machine, through an embedded Valkey or a server of yours.
+    """Runs calls in pods of a Kubernetes cluster (``image=``), or else in worker processes of this machine.
 
     Args:
-        max_workers: Calls that run at a time; None means one for each CPU this process may use.
+        max_workers: Processes here, each one call at a time; None means one for each CPU this process may use.
+            With ``image``: pods; None means one.
         initializer: Called once in each worker process before its first call; if it raises, the executor is broken.
         initargs: Its arguments.
         max_tasks_per_child: Calls (or chunks of a ``map`` with ``chunksize=``) after which a worker process is replaced
@@ -42,7 +45,19 @@ class KubeExecutor(Calls):
         pools: More pools, e.g. one that serves a Celery app; calls reach them by ``ex.options(pool=name)``.
         name: Shown in ``repr``, and part of the queues' names; must be unlike that of others on the same broker.
         lease: Seconds after which a silent worker's calls go to others.
-        store: Where large values go: ``file:///shared/directory``, or None for shared memory of this machine.
+        store: Where large values go: ``file:///shared/directory``, or None for shared memory of this machine (with
+            ``image``: the broker).
+        image: Of worker pods: Python of this version and this package. Everything below is for pods only.
+        namespace: Of the cluster; None takes the context's.
+        context: Of the kubeconfig; None takes its current one.
+        kubeconfig: Path; None takes ``KUBECONFIG``, the service account inside a pod, or ``~/.kube/config``.
+        resources: Of one pod.
+        min_workers: Pods that must be ready before ``with`` goes on; 0 does not wait.
+        slots: Calls that one pod runs at a time.
+        start_timeout: Seconds that the pods may take to come up, where waiting may help.
+        orphan_timeout: Seconds after which everything on the cluster ends by itself when this process is gone.
+        pod: More of :class:`PoolSpec` for the default pool: ``env``, ``secrets``, ``volumes``, ``node_selector``,
+            ``tolerations``, ``image_pull_secrets``, ``service_account``, ``pod_template``.
 
     Raises:
         ValueError: ``max_workers`` below 1, a malformed URL, two pools of one name. Nothing has been started then.
@@ -64,11 +79,25 @@ class KubeExecutor(Calls):
         name: str | None = None,
         lease: float = 5.0,
         store: str | None = None,
+        image: str | None = None,
+        namespace: str | None = None,
+        context: str | None = None,
+        kubeconfig: str | None = None,
+        resources: Resources | None = None,
+        min_workers: int = 0,
+        slots: int = 1,
+        start_timeout: float = 600.0,
+        orphan_timeout: float = 600.0,
+        **pod: Unpack[PodFields],
     ) -> None:
+        from dataclasses import replace
+
         from executor import make_session
+        from executor.pools.pod_options import HomeOptions
         from executor.settings import Settings
         from executor.tasks.call_options import CallOptions
         from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
+        from executor.tasks.resources import Resources
 
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -78,22 +107,55 @@ class KubeExecutor(Calls):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         settings = Settings.from_environment()
-        self._max_workers = _workers(max_workers if max_workers is not None else settings.max_workers)
+        wanted = max_workers if max_workers is not None else settings.max_workers
+        self._max_workers = _workers(1 if image is not None and wanted is None else wanted)
         self.name = name or make_session.new_id()
-        specs = [PoolSpec(name=DEFAULT_POOL, max_workers=self._max_workers), *pools]
+        default = PoolSpec(
+            name=DEFAULT_POOL,
+            max_workers=self._max_workers,
+            resources=resources or Resources(),
+            image=image,
+            min_workers=min_workers,
+            slots=slots,
+            **pod,
+        )
+        specs = [default, *(replace(spec, image=spec.image or image) for spec in pools)]
         self._names = [spec.name for spec in specs]
         for spec in specs:
             if self._names.count(spec.name) > 1:
                 raise ValueError(f"Two pools are called {spec.name!r}; the default pool is called {DEFAULT_POOL!r}.")
-        self._session = make_session.local(
-            specs,
-            executor=self.name,
-            broker_url=broker_url or settings.broker_url,
-            lease_s=lease,
-            store=store,
-            initializer=None if initializer is None else (initializer, initargs),
-            max_tasks_per_child=max_tasks_per_child,
-        )
+        started = None if initializer is None else (initializer, initargs)
+        if image is None and (elsewhere := [spec for spec in specs if spec.image is not None]):
+            raise ValueError(
+                f"The pool {elsewhere[0].name!r} has an image and the default pool has none: all pools of an executor "
+                "are pods, or none is. Give image= to the executor, too."
+            )
+        if image is not None:
+            if broker_url is not None:
+                raise ValueError(
+                    "broker_url= does not go with image= yet: an executor on pods brings its own Redis. Leave it out."
+                )
+            home = HomeOptions(
+                executor=self.name,
+                namespace=namespace,
+                context=context,
+                kubeconfig=kubeconfig,
+                start_timeout_s=start_timeout,
+                orphan_timeout_s=max(1, round(orphan_timeout)),
+            )
+            self._session = make_session.on_cluster(
+                specs, home, lease_s=lease, store=store, initializer=started, max_tasks_per_child=max_tasks_per_child
+            )
+        else:
+            self._session = make_session.local(
+                specs,
+                executor=self.name,
+                broker_url=broker_url or settings.broker_url,
+                lease_s=lease,
+                store=store,
+                initializer=started,
+                max_tasks_per_child=max_tasks_per_child,
+            )
         self._use(self._session, CallOptions())
         self._finalizer = weakref.finalize(self, _abandon, self._session, os.getpid())
         self._finalizer.atexit = False
@@ -188,7 +250,11 @@ class KubeExecutor(Calls):
         That of an embedded server is ``unix://``, which Celery does not know: for a service, give a server of yours.
         """
         self._session.ensure_started()
-        return next(iter(self._session.pools.values())).address.url
+        return next(iter(self._session.pools.values())).service_url
+
+    def status(self) -> list[PoolStatus]:
+        """Each pool at this moment: state, workers that are ready, how the last one died, why none comes."""
+        return [pool.status() for pool in self._session.pools.values()]
 
     def __repr__(self) -> str:
         state = "closed" if self._session.closed else "open"
@@ -202,6 +268,7 @@ class _NestedExecutor(KubeExecutor):
     """What a KubeExecutor becomes inside its own workers: calls go to the same pools."""
 
     def __init__(self, context: WorkerContext, names: list[str]) -> None:
+
         from executor import make_session
         from executor.tasks.call_options import CallOptions
 

@@ -11,6 +11,7 @@ from executor.broker import keys
 from executor.broker.address import BrokerAddress
 from executor.pools.attached import AttachedPool
 from executor.pools.local import LocalOptions, LocalPool
+from executor.pools.pod_options import HomeOptions, PodOptions
 from executor.session import Session
 from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
 from executor.wire import pickling, signing
@@ -69,6 +70,61 @@ def local(
         for spec in specs
     ]
     return Session(pools, executor=executor, client=client, key=key, alone=max_tasks_per_child is not None)
+
+
+def on_cluster(
+    specs: Sequence[PoolSpec],
+    home: HomeOptions,
+    *,
+    lease_s: float,
+    store: str | None,
+    initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+    max_tasks_per_child: int | None,
+) -> Session:
+    """Worker pods on a cluster.
+
+    Args:
+        specs: The pools, each with an image; the first brings the broker.
+        home: Where.
+        lease_s: Of the workers, in seconds.
+        store: Locator for large values, the same for client and pods; None is the broker.
+        initializer: Function and arguments, for the default pool.
+        max_tasks_per_child: Calls (or chunks of a map) after which a process of the default pool is replaced.
+
+    Raises:
+        ValueError: A name or a template that Kubernetes would not take.
+        TypeError: A template that is no mapping.
+        Exception: What pickling the initializer raised.
+    """
+    from executor.kube import names
+    from executor.kube.pod_template import check_template
+    from executor.pools.home import Home
+    from executor.pools.kubernetes import KubernetesPool
+
+    names.check_names(home.executor, [spec.name for spec in specs])
+    for spec in specs:
+        if spec.pod_template is not None:
+            check_template(spec.pod_template, names.labels(home.executor, names.WORKER, spec.name))
+    pickled = None if initializer is None else pickling.dumps(initializer)
+    client, key, place = new_id(), signing.new_key(), Home(home)
+    pools = [
+        KubernetesPool(
+            spec,
+            PodOptions(
+                owner=client,
+                key=key,
+                queue=keys.pool_queue(home.executor, spec.name),
+                initializer=pickled if spec.name == DEFAULT_POOL else None,
+                max_tasks_per_child=max_tasks_per_child if spec.name == DEFAULT_POOL else None,
+                lease_s=lease_s,
+                store=store,
+                start_timeout_s=home.start_timeout_s,
+            ),
+            place,
+        )
+        for spec in specs
+    ]
+    return Session(pools, executor=home.executor, client=client, key=key, alone=max_tasks_per_child is not None)
 
 
 def nested(context: WorkerContext, names: Sequence[str]) -> Session:

@@ -106,12 +106,19 @@ class Session:
         if not self._ready:
             starting = self.start()
             if running_loop() is None and self._loop is not None and not self._loop.is_current:
-                starting.result()
+                self._wait_for(starting)
             self._ready = starting.done()
         else:
             self._check_process()
         assert self._dispatcher is not None
         return self._dispatcher
+
+    def _wait_for(self, starting: Future[None]) -> None:
+        try:
+            starting.result()
+        except KeyboardInterrupt:  # nobody is in the `with` block yet, to end it
+            self.close(now=True).result()
+            raise
 
     async def _start(self) -> None:
         assert self._dispatcher is not None
@@ -157,6 +164,8 @@ class Session:
                 done.set_result(None)
                 return done
             self._now = self._now or now
+            if now and self._starting is not None and not self._starting.done():
+                self._starting.cancel()
             if (cancel or now) and not (self._stopping is not None and self._stopping.done()):
                 self._loop.start(self._give_up(now))
             if self._stopping is None:

@@ -44,6 +44,11 @@ def priority_queues(queue: str) -> list[str]:
     return [priority_queue(queue, step) for step in PRIORITY_STEPS]
 
 
+def executor_alive(executor: str) -> str:
+    """Mark that somebody uses an executor on a cluster: without it, its broker ends."""
+    return f"ke:alive:{executor}"
+
+
 def inflight(worker: str) -> str:
     """Hash of what a worker has claimed: tag to queue and message."""
     return f"ke:inflight:{worker}"

@@ -101,6 +101,11 @@ class WorkerPool(ABC):
     def address(self) -> BrokerAddress:
         """The broker as the client reaches it; known once :meth:`start` has been entered."""
 
+    @property
+    def service_url(self) -> str:
+        """The broker's URL, with its password, as services beside the workers reach it."""
+        return self.address.url
+
     @abstractmethod
     def join(self, other: WorkerPool) -> None:
         """Use the broker of another pool, started before this one and stopped after it. Called before :meth:`start`."""
