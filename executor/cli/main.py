@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from executor.cli.image import check_image
 from executor.errors import KubeExecutorError
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "check":
             _check(arguments.broker_url, arguments.max_workers)
-        elif arguments.command == "dead":
-            return _dead(arguments.broker_url, arguments.id, arguments.resubmit)
+        elif arguments.command == "dead-letter":
+            return _dead_letters(arguments.broker_url, arguments.id, arguments.resubmit)
+        elif arguments.command == "image":
+            check_image(arguments.image, arguments.namespace, arguments.context, arguments.timeout)
         else:
             _parser().print_help()
             return 2
@@ -50,19 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="start an executor, run one call, say what was found")
     check.add_argument("--broker-url", metavar="URL", help="a Redis or Valkey of yours; without it, one is started")
     check.add_argument("--max-workers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
-    dead = commands.add_parser("dead", help="list calls and tasks that were given up, or queue one again")
+    image = commands.add_parser("image", help="about worker images").add_subparsers(
+        dest="image_command", metavar="COMMAND", required=True
+    )
+    fits = image.add_parser("check", help="start one pod, and say whether the image fits this client")
+    fits.add_argument("image", metavar="IMAGE", help="as in KubeExecutor(image=...)")
+    fits.add_argument("--namespace", help="default: the context's")
+    fits.add_argument("--context", help="of the kubeconfig; default: its current one")
+    fits.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds to wait (default: 120)")
+    dead = commands.add_parser("dead-letter", help="list calls and tasks that were given up, or queue one again")
     dead.add_argument("id", nargs="?", help="show this one with all its deaths")
     dead.add_argument("--broker-url", metavar="URL", required=True, help="the Redis or Valkey they lie in")
     dead.add_argument("--resubmit", action="store_true", help="queue the one named again")
     return parser
 
 
-def _dead(broker_url: str, wanted: str | None, resubmit: bool) -> int:
+def _dead_letters(broker_url: str, wanted: str | None, resubmit: bool) -> int:
     from executor.broker.address import BrokerAddress
     from executor.broker.dead_letters import DeadLetters
 
     if resubmit and wanted is None:
-        raise ValueError("--resubmit needs the id of a dead letter; `kube-executor dead` lists them.")
+        raise ValueError("--resubmit needs the id of a dead letter; `kube-executor dead-letter` lists them.")
     letters = DeadLetters(BrokerAddress.parse(broker_url))
     found = [letter for letter in letters.all() if wanted in (None, letter["id"])]
     for letter in found:

@@ -107,17 +107,17 @@ def test_a_dead_letter_is_listed_shown_and_queued_again(
     task = shop.dies.delay("kill")
     with pytest.raises(WorkerLostError):
         task.get(timeout=WAIT_S)
-    assert main(["dead", "--broker-url", server.url]) == 0
+    assert main(["dead-letter", "--broker-url", server.url]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{task.id}  ")
     assert "died of: SIGKILL, SIGKILL, SIGKILL" in line
-    assert main(["dead", task.id, "--resubmit", "--broker-url", server.url]) == 0
+    assert main(["dead-letter", task.id, "--resubmit", "--broker-url", server.url]) == 0
     said = capsys.readouterr().out
     assert said.endswith("queued again\n")
     assert '"exit_code"' in said
     assert not connection.exists(keys.dead_letters("default"))
     until(lambda: connection.llen(keys.dead_letters("default")) == 1, 20, "it ran, and died three times more")
-    assert main(["dead", "nobody", "--broker-url", server.url]) == 1
+    assert main(["dead-letter", "nobody", "--broker-url", server.url]) == 1
     assert "no dead letter 'nobody'" in capsys.readouterr().err
 
 
