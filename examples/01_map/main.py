@@ -109,8 +109,12 @@ def parsed(text: bytes) -> ast.Module | None:
 
 def measure(path: str) -> Source:
     """Read, parse and measure one file of the standard library (`path` is relative to it)."""
+    return measure_text(path, (LIBRARY / path).read_bytes())
+
+
+def measure_text(path: str, text: bytes) -> Source:
+    """Parse and measure the text of one file."""
     begun = time.process_time()
-    text = (LIBRARY / path).read_bytes()
     tree = parsed(text)
     functions = [measured(node) for node in ast.walk(tree) if isinstance(node, FUNCTIONS)] if tree else []
     return Source(path, text.count(b"\n"), tree is not None, functions, time.process_time() - begun)
