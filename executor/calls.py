@@ -170,7 +170,7 @@ class Calls(Executor):
 
         Args:
             changes: Fields of :class:`executor.tasks.call_options.CallOptions`: ``timeout``, ``expires``, ``retries``,
-                ``retry_on``, ``backoff``, ``max_deliveries``, ``priority``, ``pool``, ``name``.
+                ``retry_on``, ``backoff``, ``max_deliveries``, ``priority``, ``pool``, ``name``, ``result_ttl``.
 
         Raises:
             TypeError: No such option.

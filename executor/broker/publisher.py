@@ -6,6 +6,7 @@ Every command is safe to repeat after a lost connection: publishing adds a messa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executor.broker import keys
@@ -48,6 +49,13 @@ class Publisher:
         self._functions: set[str] = set()
         self._batches = keys.batches(client)
         self._shebang = False
+        self._ttl_s = CLIENT_TTL_S
+
+    async def keep_for(self, seconds: float) -> None:
+        """What is this client's outlives its last sign of life so long, or longer if something else asks for that."""
+        if seconds > self._ttl_s:
+            self._ttl_s = ceil(seconds)
+            await self.stay_alive()
 
     async def publish(self, messages: Sequence[Message], functions: Iterable[tuple[str, bytes]]) -> None:
         """Publish messages, and first the functions they name (digest and signed frame).
@@ -58,7 +66,7 @@ class Publisher:
         fresh = list(functions)
         if fresh:  # a step of its own: in one write, a server that is just full could refuse these and take the rest
             await self._store(fresh)
-        args: list[Any] = [CLIENT_TTL_S]
+        args: list[Any] = [self._ttl_s]
         for message in messages:
             args += message
         await self._script("publish", [self._batches], args, shebang=False)
@@ -66,7 +74,7 @@ class Publisher:
     async def _store(self, functions: Sequence[tuple[str, bytes]]) -> None:
         pipe = self._redis.pipeline(transaction=False)
         for name, frame in functions:
-            pipe.set(keys.function(self._client, name), frame, ex=CLIENT_TTL_S)
+            pipe.set(keys.function(self._client, name), frame, ex=self._ttl_s)
         await pipe.execute()
         self._functions.update(name for name, _ in functions)
 
@@ -97,7 +105,7 @@ class Publisher:
         pipe = self._redis.pipeline(transaction=False)
         script = source("cancel", self._shebang)
         for message, indexes in wanted:
-            pipe.eval(script, 2, self._batches, keys.cancels(self._client), message, indexes, str(CLIENT_TTL_S))
+            pipe.eval(script, 2, self._batches, keys.cancels(self._client), message, indexes, str(self._ttl_s))
         return [_text(reply) for reply in await pipe.execute()]
 
     async def holders(self, messages: Sequence[str]) -> list[str | None]:
@@ -119,7 +127,7 @@ class Publisher:
 
     async def is_known(self) -> bool:
         """Renew the alive mark; False where the server no longer has it, because it has lost its data."""
-        return bool(await self._redis.expire(keys.client(self._client), CLIENT_TTL_S))
+        return bool(await self._redis.expire(keys.client(self._client), self._ttl_s))
 
     async def stay_alive(self) -> bool:
         """Renew the alive mark and whatever else belongs to this client.
@@ -129,11 +137,11 @@ class Publisher:
         """
         known = await self.is_known()
         if not known:  # only then: a full server refuses to set what it has already
-            await self._redis.set(keys.client(self._client), "1", ex=CLIENT_TTL_S)
+            await self._redis.set(keys.client(self._client), "1", ex=self._ttl_s)
         pipe = self._redis.pipeline(transaction=False)
         mine = (keys.replies(self._client), self._batches, keys.cancels(self._client))
         for key in (*mine, *(keys.function(self._client, name) for name in self._functions)):
-            pipe.expire(key, CLIENT_TTL_S)
+            pipe.expire(key, self._ttl_s)
         await pipe.execute()
         return known
 

@@ -80,7 +80,9 @@ class Publishing:
         messages = [self._message(batch) for batch in batches]
         for batch in batches:
             batch.offered = True
-        await self._dispatcher.connected().publish(messages, self._new_functions(batches))
+        publisher = self._dispatcher.connected()
+        await publisher.keep_for(max(batch.lane.options.result_ttl or 0.0 for batch in batches))
+        await publisher.publish(messages, self._new_functions(batches))
         for batch in batches:
             batch.published = True
 

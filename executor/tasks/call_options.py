@@ -27,6 +27,9 @@ class CallOptions:
         priority: 0 (first) to 9 (last), as kombu's Redis transport orders them: 0, 3, 6, 9.
         pool: Name of the pool to run in.
         name: Shown in place of the function's name.
+        result_ttl: How long outcomes wait at the broker for a client that is away (asleep, cut off) before they are
+            given up and the client runs its calls again; at least, and never below, 600. It holds for all calls of
+            the client once one has asked for it.
 
     Raises:
         ValueError, TypeError: A field does not make sense; names it.
@@ -41,9 +44,10 @@ class CallOptions:
     priority: int = 0
     pool: str = DEFAULT_POOL
     name: str | None = None
+    result_ttl: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("timeout", "expires"):
+        for field in ("timeout", "expires", "result_ttl"):
             value = self._seconds(field)
             if value is not None and not 0 < value < inf:
                 raise ValueError(f"{field}={value!r} must be a number of seconds above 0, or None.")

@@ -175,3 +175,20 @@ def test_an_idle_executor_survives_the_loss_of_all_data(server: Server, journal:
         assert executor.submit(noted, journal, "before").result() == "before"
         flush(server)
         assert executor.submit(noted, journal, "after").result(30) == "after"
+
+
+# --- the client is away ---------------------------------------------------------------------------------------------
+
+
+def test_outcomes_wait_for_an_absent_client_as_long_as_it_has_asked(server: Server) -> None:
+    with started(max_workers=1, broker_url=server.url) as executor:
+        client = server.client()
+        assert executor.submit(abs, -1).result() == 1
+        (mark,) = client.keys("ke:client:*")
+        assert client.ttl(mark) <= 600
+        assert executor.options(result_ttl=5000).submit(abs, -2).result() == 2
+        mine = [key for name in ("client", "replies", "fn") for key in client.keys(f"ke:{name}:*")]
+        assert len(mine) >= 3
+        assert all(4900 < client.ttl(key) <= 5000 for key in mine), [(key, client.ttl(key)) for key in mine]
+        assert executor.options(result_ttl=1).submit(abs, -3).result() == 3
+        assert client.ttl(mark) > 4900

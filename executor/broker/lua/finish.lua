@@ -3,7 +3,7 @@
 --
 -- KEYS  1 in-flight hash, 2 reply stream, 3 the client's alive mark, 4 its batches, 5 its cancels
 -- ARGV  1 tag, 2 index of the first outcome, 3 index after the last one, 4 '1' when the message is done with it,
---       5 the signed reply, 6 message id, 7 ttl_s of a stream made here, 8 first index of the message
+--       5 the signed reply, 6 message id, 7 least ttl_s of a stream made here, 8 first index of the message
 -- Returns 'OK', 'ALREADY' (these outcomes were published before) or 'FENCED' (the delivery was taken away).
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return 'FENCED'
@@ -15,7 +15,7 @@ if done > tonumber(ARGV[2]) then
 elseif ARGV[5] ~= '' and redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('XADD', KEYS[2], '*', 'm', ARGV[5])
   if redis.call('TTL', KEYS[2]) < 0 then
-    redis.call('EXPIRE', KEYS[2], ARGV[7])
+    redis.call('EXPIRE', KEYS[2], math.max(ARGV[7], redis.call('TTL', KEYS[3])))
   end
 end
 if ARGV[4] == '1' then

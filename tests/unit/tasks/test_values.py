@@ -137,14 +137,14 @@ def test_pool_of_a_service_is_a_value() -> None:
 # ── options of calls ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("field", ["timeout", "expires"])
+@pytest.mark.parametrize("field", ["timeout", "expires", "result_ttl"])
 @pytest.mark.parametrize("value", [0, -1, -0.5, float("nan"), float("inf")])
 def test_times_must_be_positive(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{field}=.* must be a number of seconds above 0, or None"):
         CallOptions(**{field: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", ["timeout", "expires", "backoff"])
+@pytest.mark.parametrize("field", ["timeout", "expires", "backoff", "result_ttl"])
 @pytest.mark.parametrize("value", ["5", b"5", object(), [1]])
 def test_times_must_be_numbers(field: str, value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^{field}=.* must be a number of seconds"):
