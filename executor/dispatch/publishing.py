@@ -81,7 +81,8 @@ class Publishing:
         for batch in batches:
             batch.offered = True
         publisher = self._dispatcher.connected()
-        await publisher.keep_for(max(batch.lane.options.result_ttl or 0.0 for batch in batches))
+        if ttl_s := max((batch.lane.options.result_ttl or 0.0 for batch in batches), default=0.0):
+            await publisher.keep_for(ttl_s)
         await publisher.publish(messages, self._new_functions(batches))
         for batch in batches:
             batch.published = True
