@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 #: How long a request is made again and again while the server is in trouble, in seconds.
 RETRY_FOR_S = 20.0
+#: How long the other end of a port-forward may take to say goodbye, in seconds.
+FAREWELL_S = 0.2
 _PATCH = "application/merge-patch+json"
 
 Object = dict[str, Any]
@@ -225,6 +227,7 @@ class Cluster:
                 headers=headers,
                 protocols=["v4.channel.k8s.io"],
                 max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=FAREWELL_S),
                 compress=0,
                 **({"proxy": rest.proxy} if rest.proxy else {}),
             )
