@@ -6,6 +6,7 @@ and tenacity's pauses where the server is in trouble for a moment.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 #: How long a request is made again and again while the server is in trouble, in seconds.
 RETRY_FOR_S = 20.0
-#: How long the other end of a port-forward may take to say goodbye, in seconds.
+#: How long the other end of a connection may take to say goodbye, in seconds.
 FAREWELL_S = 0.2
 _PATCH = "application/merge-patch+json"
 
@@ -167,7 +168,11 @@ class Cluster:
         """
         query = {**query, "watch": "true"}
         async with self._request("GET", kind, "", "", None, query, timeout_s=None, silence_s=silence_s) as response:
-            yield response.content
+            try:
+                yield response.content
+            finally:
+                if response.connection is not None and response.connection.protocol is not None:
+                    response.connection.protocol.abort()  # nothing is lost, and the loop may end before a farewell
 
     @asynccontextmanager
     async def _request(
@@ -256,9 +261,10 @@ class Cluster:
         return f"{self.host}{path}?{urlencode(params)}" if params else f"{self.host}{path}", headers
 
     async def close(self) -> None:
-        """Close all connections, without waiting for the farewells of TLS: the loop may end next."""
+        """Close all connections."""
         await self._api.rest_client.pool_manager.connector.close(abort_ssl=True)
         await self._api.close()
+        await asyncio.sleep(FAREWELL_S)  # what aiohttp has closed already says goodbye by itself: the loop may end next
 
     def __repr__(self) -> str:
         return f"<Cluster {self.host} namespace={self.namespace!r}>"
