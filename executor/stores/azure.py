@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds for one try of one request: enough for a part of 4 MiB at 70 KiB/s.
-ATTEMPT_S = 60.0
+#: Seconds for one try of one request: enough for a part of 8 MiB at 70 KiB/s.
+ATTEMPT_S = 120.0
 #: Seconds to wait for a connection, and for the first or next bytes of an answer.
 CONNECT_S, READ_S = 10.0, 20.0
 #: Pauses between tries: at random up to 0.2 s, then 0.4, 0.8, ... 5 s.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
 #: Parts on their way at a time, up and down, so that a store takes 32 MiB of memory beside the values themselves.
-PARTS_AT_A_TIME = 8
+PARTS_AT_A_TIME = 4
 
 _THERE = {"BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet", "UnspecifiedConditionNotMet"}
 _PARTS_GONE = {"InvalidBlockList", "InvalidBlobOrBlock"}

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Protocol
 from executor.errors import StoreUnavailable
 from executor.stores.base import SideHash, new_buffer
 
-#: One request moves this much: of 64 MiB, 4 MiB a part are moved as quickly as 8 (within 5 %), and cost less memory
-#: and less repetition when a connection breaks.
-PART_BYTES = 4 * 1024 * 1024
+#: One request moves this much. Of 64 MiB to Azurite, on two cores: 1 MiB at a time 41 to 53 MB/s; 4 MiB, eight at a
+#: time, 70 to 120 up and 70 to 108 down; 8 MiB, four at a time, 67 to 99 up and 62 to 173 down.
+PART_BYTES = 8 * 1024 * 1024
 #: Up to this size a value is written by one request.
 SINGLE_BYTES = 1024 * 1024
 #: How often an upload begins anew because another writer's commit, or a sweep, took its parts away.
