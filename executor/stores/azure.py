@@ -19,7 +19,6 @@ from executor.stores.azure_transfers import PART_BYTES, Found
 if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient, ContainerClient
 
-    from executor.errors import StoreError
     from executor.stores.azure_locator import Access, AzureLocator
 
 T = TypeVar("T")
@@ -37,6 +36,58 @@ _THERE = {"BlobAlreadyExists", "ConditionNotMet", "TargetConditionNotMet", "Unsp
 _PARTS_GONE = {"InvalidBlockList", "InvalidBlobOrBlock"}
 
 
+class Outage:
+    """Since when the requests of a store fail, all of them: whoever comes late does not wait as long once more.
+
+    Args:
+        patience_s: Seconds to keep trying.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.patience_s = patience_s
+        self._since, self._seen = 0.0, -patience_s - 1.0
+
+    def failed(self) -> float:
+        """A request has failed; returns since when they do. One that nobody has seen for long is another outage."""
+        now = time.monotonic()
+        if now - self._seen > self.patience_s:
+            self._since = now
+        self._seen = now
+        return self._since
+
+    def ended(self) -> None:
+        """A request was answered."""
+        self._seen = time.monotonic() - self.patience_s - 1.0
+
+    def patience(self) -> Patience:
+        """For one request."""
+        return Patience(self)
+
+
+class Patience:
+    """How long one request is tried: no longer because others are answered meanwhile."""
+
+    def __init__(self, outage: Outage) -> None:
+        self._outage = outage
+        self._since: float | None = None
+
+    def failed(self) -> bool:
+        """It has failed; True, for the use in a condition."""
+        since = self._outage.failed()
+        self._since = since if self._since is None else min(since, self._since)
+        return True
+
+    @property
+    def tried_s(self) -> float:
+        """Seconds since the first failure."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    @property
+    def over(self) -> bool:
+        """Whether to give up."""
+        return self.tried_s >= self._outage.patience_s
+
+
 class AzureContainer:
     """The requests to one container; see :class:`.azure_transfers.Container`. Of one event loop.
 
@@ -50,7 +101,7 @@ class AzureContainer:
         self._locator, self._access, self._patience_s = locator, access, patience_s
         self._client: ContainerClient | None = None
         self._identity: Any = None
-        self._failing_since: float | None = None
+        self._outage = Outage(patience_s)
         self._parts = asyncio.Semaphore(PARTS_AT_A_TIME)
 
     async def head(self, name: str) -> Found | None:
@@ -147,19 +198,16 @@ class AzureContainer:
         from azure.core.exceptions import AzureError, ClientAuthenticationError
         from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
-        expected, began = frozenset(expected), time.monotonic()
+        expected, patience = frozenset(expected), self._outage.patience()
 
         def passes(error: BaseException) -> bool:
             if isinstance(error, ClientAuthenticationError) or not _is_failure(error, AzureError):
                 return False
-            if not failures.passes(error):
-                return False
-            self._failing_since = self._failing_since or time.monotonic()
-            return True
+            return failures.passes(error) and patience.failed()
 
         tries = AsyncRetrying(
             retry=retry_if_exception(passes),
-            stop=lambda state: time.monotonic() - (self._failing_since or began) >= self._patience_s,
+            stop=lambda state: patience.over,
             wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LAST_PAUSE_S),
             reraise=True,
         )
@@ -173,22 +221,19 @@ class AzureContainer:
             if not _is_failure(error, AzureError):
                 raise
             if (code := failures.code_of(error)) in expected:
-                self._failing_since = None
+                self._outage.ended()
                 said(code)
                 return None
-            raise self._failure(error, began) from None  # its text may hold a URL, and that a SAS
-        self._failing_since = None
+            if failures.status_of(error) is not None and not failures.passes(error):
+                raise failures.refusal(self._locator, self._access.said, error) from None
+            # the text of the error may hold a URL, and that a SAS: hence None
+            raise failures.unavailable(self._locator, self._access.endpoint, patience.tried_s, error) from None
+        self._outage.ended()
         return answer
 
     async def _once(self, request: Callable[[], Awaitable[T]]) -> T:
         async with asyncio.timeout(ATTEMPT_S):
             return await request()
-
-    def _failure(self, error: Exception, began: float) -> StoreError:
-        if failures.status_of(error) is not None and not failures.passes(error):
-            return failures.refusal(self._locator, self._access.said, error)
-        tried_s = time.monotonic() - (self._failing_since or began)
-        return failures.unavailable(self._locator, self._access.endpoint, tried_s, error)
 
     def _blob(self, name: str) -> BlobClient:
         return self._connected().get_blob_client(self._locator.blob(name))
