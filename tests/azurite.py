@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from executor.settings import AzureSettings
+from tests.faults import Proxy
 from tests.support import DEADLINE_S, free_port, unique_name, until
 
 if TYPE_CHECKING:
@@ -160,3 +161,29 @@ class Box:
     def etag(self, digest: str) -> str:
         """Changes with every write and every touch."""
         return str(self.blob(digest).get_blob_properties().etag)
+
+
+class BusyProxy(Proxy):
+    """Answers the first connections as a service does that throttles or is being restarted.
+
+    Args:
+        port: Of the server.
+        answers: A status and a code of Azure for each of those connections.
+    """
+
+    def __init__(self, port: int, answers: list[tuple[int, str]]) -> None:
+        super().__init__(port)
+        self.port = int(self.url.rpartition(":")[2].partition("/")[0])
+        self.answers = list(answers)
+
+    def _join(self, near: socket.socket, far: socket.socket) -> None:
+        if not self.answers:
+            super()._join(near, far)
+            return
+        status, code = self.answers.pop(0)
+        with near, far:
+            near.recv(1 << 16)
+            head = (
+                f"HTTP/1.1 {status} Busy\r\nx-ms-error-code: {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            near.sendall(head.encode())

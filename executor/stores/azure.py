@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ ATTEMPT_S = 120.0
 CONNECT_S, READ_S = 10.0, 20.0
 #: Pauses between tries: at random up to 0.2 s, then 0.4, 0.8, ... 5 s.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
+#: Failures that are further apart, in seconds, belong to different outages.
+FORGET_S = 60.0
 #: Parts on their way at a time, up and down, so that a store takes 32 MiB of memory beside the values themselves.
 PARTS_AT_A_TIME = 4
 
@@ -45,19 +48,19 @@ class Outage:
 
     def __init__(self, patience_s: float) -> None:
         self.patience_s = patience_s
-        self._since, self._seen = 0.0, -patience_s - 1.0
+        self._since, self._seen = 0.0, -math.inf
 
     def failed(self) -> float:
         """A request has failed; returns since when they do. One that nobody has seen for long is another outage."""
         now = time.monotonic()
-        if now - self._seen > self.patience_s:
+        if now - self._seen > FORGET_S:
             self._since = now
         self._seen = now
         return self._since
 
     def ended(self) -> None:
         """A request was answered."""
-        self._seen = time.monotonic() - self.patience_s - 1.0
+        self._seen = -math.inf
 
     def patience(self) -> Patience:
         """For one request."""

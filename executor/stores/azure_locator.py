@@ -176,7 +176,7 @@ def _usual_endpoint(locator: AzureLocator, fields: dict[str, str]) -> str:
 
 def _check_endpoint(endpoint: str) -> None:
     url = urlsplit(endpoint)
-    if url.scheme not in ("https", "http") or not url.hostname or url.query:
+    if url.scheme not in ("https", "http") or not url.hostname or url.query or "@" in url.netloc:
         raise StoreRefused(
             "BlobEndpoint in AZURE_STORAGE_CONNECTION_STRING must be a URL without a query, as "
             "http://127.0.0.1:10000/devstoreaccount1."

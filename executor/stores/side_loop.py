@@ -30,13 +30,24 @@ class SideLoop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        #: Held while work is handed over: what has been taken is also done, or cancelled, before the loop ends.
+        self._handing_over = threading.Lock()
+        self._ended = False
         self._beside: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it; if the waiting is interrupted, it is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine there and wait for it; if the waiting is interrupted, it is cancelled.
+
+        Raises:
+            RuntimeError: It has been closed.
+        """
+        with self._handing_over:
+            if self._ended:
+                work.close()
+                raise RuntimeError("The store was closed while it was being used.")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -50,9 +61,12 @@ class SideLoop:
         task.add_done_callback(self._beside.discard)
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Give background work a moment, run ``last``, and end the thread."""
+        """Give background work a moment, cancel what is left, run ``last``, and end the thread; once."""
+        with self._handing_over:
+            self._ended = True
+            finished = asyncio.run_coroutine_threadsafe(self._finish(last), self._loop)
         try:
-            self.run(self._finish(last))
+            finished.result()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

@@ -19,7 +19,7 @@ from executor.stores.azure_locator import AzureLocator
 from executor.stores.azure_store import AzureStore
 from executor.stores.base import BlobRef, open_store
 from executor.stores.offload import packed, unpacked
-from tests.azurite import ACCOUNT, Azurite, Box
+from tests.azurite import ACCOUNT, Azurite, Box, BusyProxy
 from tests.contract.store_contract import StoreContract
 from tests.faults import Proxy
 from tests.support import unique_name, until
@@ -384,6 +384,29 @@ def test_connections_that_break_in_the_middle(box: Box, new_store: Callable[...,
             breaking.join()
         store.close()
     assert box.digests() == [ref.name]
+
+
+def test_a_service_that_throttles_is_waited_for(box: Box, new_store: Callable[..., AzureStore]) -> None:
+    answers = [(503, "ServerBusy"), (500, "InternalError"), (429, ""), (408, ""), (502, ""), (504, "")]
+    with BusyProxy(box.server.port, answers) as proxy:
+        store = new_store(box, port=proxy.port)
+        assert bytes(store.get(store.put(b"x"))) == b"x"
+        assert proxy.answers == []
+        store.close()
+
+
+def test_a_service_that_throttles_for_too_long_is_told(box: Box, new_store: Callable[..., AzureStore]) -> None:
+    with BusyProxy(box.server.port, [(503, "ServerBusy")] * 1000) as proxy:
+        store = new_store(box, port=proxy.port, patience_s=0.5)
+        with pytest.raises(StoreUnavailable, match=r"ServerBusy, 503.*throttles"):
+            store.put(b"x")
+        left = len(proxy.answers)
+        with pytest.raises(StoreUnavailable):
+            store.put(b"y")
+        assert left - len(proxy.answers) <= 2  # at most a try or two: it has been failing for long enough
+        proxy.answers.clear()
+        assert bytes(store.get(store.put(b"x"))) == b"x"
+        store.close()
 
 
 def test_a_frozen_server_is_waited_for(

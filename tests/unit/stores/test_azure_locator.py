@@ -121,6 +121,7 @@ def test_credentials_are_found_in_order(settings, endpoint, key, sas):
         ({"connection_string": f"AccountName=another;AccountKey={KEY}"}, "is of 'another'"),
         ({"connection_string": f"AccountName=account1;BlobEndpoint=box;AccountKey={KEY}"}, "must be a URL"),
         ({"connection_string": f"BlobEndpoint=https://box?{SAS}"}, "must be a URL"),
+        ({"connection_string": f"BlobEndpoint=https://me:{KEY}@box"}, "must be a URL"),
         ({"connection_string": "AccountName=account1;AccountKey=secret!"}, "not base64"),
         ({"account_key": "secret!"}, "AZURE_STORAGE_KEY is not base64"),
     ],
