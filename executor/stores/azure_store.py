@@ -107,6 +107,15 @@ class AzureStore:
     def delete(self, refs: Iterable[BlobRef]) -> None:
         """Nothing: a blob may be another call's as well. Lifetime is the matter of :meth:`sweep`."""
 
+    def keep(self, refs: Iterable[BlobRef]) -> None:
+        """Have blobs count as used now, for values whose calls are still waiting, and sweep if that is due.
+
+        Raises:
+            StoreRefused, StoreUnavailable: As :meth:`put`.
+        """
+        names = [check_ref(ref, "az", by_digest=True) for ref in refs]
+        self._run(lambda container: self._keep(container, names))
+
     def sweep(self, older_than_s: float) -> int:
         """Remove what has not been written or read for ``older_than_s`` seconds; returns how many blobs went.
 
@@ -130,6 +139,10 @@ class AzureStore:
         if time.monotonic() - self._asked_at >= ASK_S:
             self._asked_at = time.monotonic()
             self._beside(self._sweep_if_due(container))
+
+    async def _keep(self, container: AzureContainer, names: list[str]) -> None:
+        await transfers.keep(container, names, self._lifetime * RENEW)
+        await self._sweep_if_due(container)
 
     async def _get(self, container: AzureContainer, name: str, size: int) -> tuple[memoryview, str, Found] | None:
         fetched = await transfers.download(container, name, size)

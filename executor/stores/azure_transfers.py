@@ -130,6 +130,23 @@ async def download(container: Container, name: str, size: int) -> tuple[memoryvi
     return buffer, await asyncio.to_thread(digest.hexdigest), found
 
 
+async def keep(container: Container, names: Iterable[str], renew: timedelta) -> None:
+    """Touch blobs that were last used longer ago than ``renew``; those that are missing are passed over.
+
+    Raises:
+        StoreRefused, StoreUnavailable: As for every request.
+    """
+    gate = asyncio.Semaphore(_SWEEPERS)
+
+    async def keep_one(name: str) -> None:
+        async with gate:
+            found = await container.head(name)
+            if found is not None and datetime.now(UTC) - found.used >= renew:
+                await container.touch(name)
+
+    await _together(keep_one(name) for name in set(names))
+
+
 async def sweep(container: Container, older_than: timedelta) -> int:
     """Delete blobs that have not been used for some time, by the server's clock; returns how many went.
 

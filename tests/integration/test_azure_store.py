@@ -188,6 +188,15 @@ def test_use_renews(store: AzureStore, box: Box, monkeypatch: pytest.MonkeyPatch
     assert store.get(ref) == b"x" * 2 * MIB
 
 
+def test_values_of_waiting_calls_are_kept(store: AzureStore, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure_store, "RENEW", -1.0)
+    ref = store.put(b"x")
+    etag = box.etag(ref.name)
+    store.keep([ref, ref._replace(name="0" * 64)])
+    assert box.etag(ref.name) != etag
+    store.keep([])
+
+
 def test_the_first_to_store_a_value_sweeps(store: AzureStore, box: Box) -> None:
     store.put(b"x")
     marker = box.blob("swept")

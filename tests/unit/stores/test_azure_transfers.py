@@ -250,6 +250,16 @@ async def test_sweep_leaves_what_is_used_meanwhile(container):
     assert name in container.blobs
 
 
+async def test_keep_touches_what_is_due(container):
+    old, fresh = await put(container, b"old"), await put(container, b"fresh")
+    container.age(old, 2 * DAY)
+    before = container.blobs[fresh]
+    await transfers.keep(container, [old, fresh, old, "0" * 64], DAY)
+    assert container.now() - container.blobs[old][1] < DAY
+    assert container.blobs[fresh] == before
+    assert container.heard.count("touch") == 1
+
+
 async def test_one_of_many_sweeps_and_only_when_it_is_due(container):
     name = await put(container, b"old")
     container.age(name, 9 * DAY)
