@@ -21,6 +21,9 @@
     │   ├── FunctionMissing         the stored function is gone from the broker
     │   ├── VersionMismatch         client and worker do not fit: Python, protocol
     │   ├── BlobMissing             a large value is gone from its store
+    │   ├── StoreError              the store for large values
+    │   │   ├── StoreUnavailable    cannot be reached (also a ConnectionError)
+    │   │   └── StoreRefused        reached, and said no: credentials, rights, no such container
     │   └── BadSignature            bytes that were not signed with this executor's key
     └── Backpressure                ``submit`` on an event loop would have to wait
 
@@ -56,6 +59,9 @@ __all__ = [
     "PoolStartError",
     "RemoteTraceback",
     "SerializationError",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
     "VersionMismatch",
     "WorkerLost",
     "call_error",
@@ -169,6 +175,18 @@ class BlobMissing(CallError):
     """A large value is no longer in its store."""
 
 
+class StoreError(CallError):
+    """The store for large values cannot serve us; ``details``: ``store``, ``status``, ``code``, where known."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """The store could not be reached, or said "later", for as long as was tried."""
+
+
+class StoreRefused(StoreError):
+    """The store cannot be used as it is set up: wrong credentials or rights, no such container, no package for it."""
+
+
 class BadSignature(CallError):
     """Bytes without a valid signature under this executor's key; they were not unpickled."""
 
@@ -195,6 +213,9 @@ _CALL_ERRORS = {
         FunctionMissing,
         VersionMismatch,
         BlobMissing,
+        StoreError,
+        StoreUnavailable,
+        StoreRefused,
         BadSignature,
     )
 }

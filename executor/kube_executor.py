@@ -45,8 +45,9 @@ class KubeExecutor(Calls):
         pools: More pools, e.g. one that serves a Celery app; calls reach them by ``ex.options(pool=name)``.
         name: Shown in ``repr``, and part of the queues' names; must be unlike that of others on the same broker.
         lease: Seconds after which a silent worker's calls go to others.
-        store: Where large values go: ``file:///shared/directory``, or None for shared memory of this machine (with
-            ``image``: the broker).
+        store: Where large values go: ``file:///shared/directory``, ``az://account/container/prefix`` (Azure Blob
+            Storage; credentials from the environment, see :mod:`executor.stores.azure_locator`), or None for shared
+            memory of this machine (with ``image``: the broker).
         image: Of worker pods: Python of this version and this package. Everything below is for pods only.
         namespace: Of the cluster; None takes the context's.
         context: Of the kubeconfig; None takes its current one.
@@ -61,6 +62,7 @@ class KubeExecutor(Calls):
 
     Raises:
         ValueError: ``max_workers`` below 1, a malformed URL, two pools of one name. Nothing has been started then.
+        StoreRefused: The store needs a package or credentials that are missing. Nothing has been started then.
         TypeError: ``initializer`` is not callable.
 
     It starts when entered (``with`` or ``async with``), or at the first call. Calls, results and exceptions behave

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys
 from executor.broker.address import BrokerAddress
+from executor.broker.stores import check_store
 from executor.pools.attached import AttachedPool
 from executor.pools.local import LocalOptions, LocalPool
 from executor.pools.pod_options import HomeOptions, PodOptions
@@ -47,10 +48,13 @@ def local(
         max_tasks_per_child: Calls (or chunks of a map) after which a process of the default pool is replaced.
 
     Raises:
-        ValueError: The URL is malformed.
+        ValueError: The URL or the locator is malformed.
+        StoreRefused: The store needs a package or credentials that are missing.
         Exception: What pickling the initializer raised.
     """
     address = None if broker_url is None else BrokerAddress.parse(broker_url)
+    if store is not None:
+        check_store(store)
     pickled = None if initializer is None else pickling.dumps(initializer)
     client, key = new_id(), signing.new_key()
     pools = [

@@ -13,13 +13,21 @@ An argument wins over the environment. A worker process is told by whoever start
 ``KUBE_EXECUTOR_LIFE_FD``               file descriptor that ends when the worker shall die
 ``KUBE_EXECUTOR_WORKER_ID``             its id, where the settings are those of several workers (the pod's name)
 ======================================  ===============================================================
+
+Client and workers find the credentials for ``store="az://..."`` under the names that Azure's own tools use:
+
+======================================  ===============================================================
+``AZURE_STORAGE_CONNECTION_STRING``     endpoint, and key or SAS
+``AZURE_STORAGE_SAS_TOKEN``             of the account or the container
+``AZURE_STORAGE_KEY``                   of the account
+======================================  ===============================================================
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 _PREFIX = "KUBE_EXECUTOR_"
@@ -116,3 +124,24 @@ class ClusterSettings:
             in_cluster=bool(environment.get("KUBERNETES_SERVICE_HOST")),
             address=environment.get("POD_IP") or None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AzureSettings:
+    """Credentials for a blob store on Azure; never shown by ``repr``.
+
+    Attributes:
+        connection_string: Endpoint, and key or SAS, or None.
+        sas_token: Shared access signature, or None.
+        account_key: Key of the storage account in base64, or None.
+    """
+
+    connection_string: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+    account_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables; empty ones count as missing."""
+        names = ("CONNECTION_STRING", "SAS_TOKEN", "KEY")
+        return cls(*((environment.get("AZURE_STORAGE_" + name) or "").strip() or None for name in names))

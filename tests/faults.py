@@ -273,7 +273,8 @@ class Proxy:
 
     def links(self, name: str = "") -> list[Link]:
         """The connections that are open."""
-        return [link for link in list(self._links) if link.name.startswith(name)]
+        with self._lock:
+            return [link for link in self._links if link.name.startswith(name)]
 
     def hold(self, name: str) -> None:
         """Keep back what the server says from now on, on links of today and tomorrow."""
@@ -337,9 +338,10 @@ class Proxy:
             threading.Thread(target=self._pumped, args=(pump, link), daemon=True)
             for pump in (self._to_server, self._to_client)
         ]
-        self._links.append(link)
-        for pump in link.pumps:
-            pump.start()
+        with self._lock:  # whoever sees the link may cut it, and waits for its pumps
+            self._links.append(link)
+            for pump in link.pumps:
+                pump.start()
 
     def _pumped(self, pump: Callable[[Link], None], link: Link) -> None:
         try:

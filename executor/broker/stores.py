@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from executor.stores.base import open_store
+from executor.stores.base import check_locator, open_store
 
 if TYPE_CHECKING:
     from executor.stores.base import BlobStore
@@ -22,6 +22,7 @@ def store_for(locator: str, client: str) -> BlobStore:
     Raises:
         ValueError: No such kind of store.
         OSError: The directory cannot be used.
+        StoreRefused: A package or credentials are missing.
     """
     if not locator.startswith(_BROKER_SCHEMES):
         return open_store(locator, create=locator.startswith("file:"))
@@ -29,3 +30,18 @@ def store_for(locator: str, client: str) -> BlobStore:
     from executor.broker.redis_store import RedisStore
 
     return RedisStore(BrokerAddress.parse(locator), client)
+
+
+def check_store(locator: str) -> None:
+    """Find out whether :func:`store_for` could open this, without touching disk or network.
+
+    Raises:
+        ValueError: No such kind of store, or a malformed locator.
+        StoreRefused: A package or credentials are missing.
+    """
+    if not locator.startswith(_BROKER_SCHEMES):
+        return check_locator(locator)
+    from executor.broker.address import BrokerAddress
+
+    BrokerAddress.parse(locator)
+    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from executor.dispatch.batcher import MAX_BYTES, Durations
 from executor.dispatch.lanes import MAX_CALL_BYTES, Batch, Cargo, Lane, too_large
 from executor.dispatch.map_result import Failed, MapState
+from executor.errors import StoreError
 from executor.stores.offload import blob_refs, packed
 from executor.tasks.call_options import CallOptions, retry_delay_s
 
@@ -91,8 +92,9 @@ class MapLane(Lane):
             if len(payload) > MAX_CALL_BYTES:
                 raise too_large(len(payload))
         except BaseException as error:  # code of the user's runs here, which must not end the loop thread
-            if len(chunk) == 1:
-                self._fill_failure(first, error)
+            if len(chunk) == 1 or isinstance(error, StoreError):  # smaller pieces fare no better with that store
+                for index in range(len(chunk)):
+                    self._fill_failure(first + index, error)
             else:  # find the item that cannot travel; the others shall
                 half = len(chunk) // 2
                 self._blocks.appendleft(_Block(first + half, chunk[half:]))

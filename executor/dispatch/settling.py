@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from executor.dispatch.lanes import outcome_segments
-from executor.errors import BadSignature, FunctionMissing, PoolBroken, VersionMismatch
+from executor.errors import BadSignature, FunctionMissing, KubeExecutorError, PoolBroken, VersionMismatch
 from executor.stores.offload import unpacked
 from executor.wire import frame, outcome, pickling
 
@@ -63,8 +63,10 @@ class Settling:
             opened = self._opened(batch.lane, header, payload)
         except BaseException as failure:  # code of the user's runs here, which must not end the loop thread
             log.debug("A reply could not be opened.", exc_info=failure)
+            # a store that is away, or a blob that is missing, says so itself
+            said = failure if isinstance(failure, KubeExecutorError) else pickling.load_error("A result", failure)
             for offset in fresh:
-                batch.lane.on_outcome(batch, first + offset, pickling.load_error("A result", failure), None)
+                batch.lane.on_outcome(batch, first + offset, said, None)
             return
         if header["kind"] == "values":
             batch.lane.missed_function = False

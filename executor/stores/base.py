@@ -10,6 +10,7 @@ locator        class                                   name of a blob           
 ``memory:``    :class:`.memory.MemoryStore`            random                      with the object
 ``file://``    :class:`.filesystem.SharedDiskStore`    its SHA-256                 a week after its last use
 ``shm://``     :class:`.scratch.ScratchStore`          random                      until deleted
+``az://``      :class:`.azure_store.AzureStore`        its SHA-256                 some days after its last use
 (Redis)        ``executor.broker.redis_store``         random                      until deleted; TTL of a day
 =============  ======================================  ==========================  ==================================
 
@@ -96,6 +97,7 @@ class BlobStore(Protocol):
         Raises:
             OSError: No space (``errno.ENOSPC``) or no access.
             BrokerError: The server is full, or cannot be reached.
+            StoreError: The store cannot be reached, or refuses.
         """
         ...
 
@@ -143,26 +145,58 @@ def open_store(locator: str, *, create: bool = True) -> BlobStore:
     """Open a store by its locator.
 
     Args:
-        locator: ``memory:``, ``file:///directory`` (shared disk) or ``shm:///dev/shm/directory`` (this machine).
+        locator: ``memory:``, ``file:///directory`` (shared disk), ``shm:///dev/shm/directory`` (this machine) or
+            ``az://account/container/prefix`` (Azure Blob Storage; credentials from the environment).
         create: Make the directory if there is none. Workers leave that to the client.
 
     Raises:
         ValueError: Unknown kind of store, or no absolute directory.
         OSError: The directory cannot be made or used; see the classes.
+        StoreRefused: A package or credentials are missing.
     """
     from executor.stores import filesystem, memory, scratch  # they stand upon this module
 
-    url = urlsplit(locator)
-    if url.scheme == "memory":
+    scheme, path = _split(locator)
+    if scheme == "memory":
         return memory.MemoryStore()
-    if url.scheme not in ("file", "shm"):
-        raise ValueError(f"No blob store is called {locator!r}; there are memory:, file:///dir and shm:///dev/shm/dir.")
-    if url.netloc or not url.path.startswith("/"):
-        raise ValueError(f"{locator!r} needs an absolute directory after three slashes: {url.scheme}:///dir.")
-    path = unquote(url.path)
-    if url.scheme == "shm":
+    if scheme == "az":
+        return _azure_store(locator)
+    if scheme == "shm":
         return scratch.ScratchStore(path, create=create)
     return filesystem.SharedDiskStore(path, create=create)
+
+
+def check_locator(locator: str) -> None:
+    """Find out whether :func:`open_store` could open this, without touching disk or network.
+
+    Raises:
+        ValueError: Unknown kind of store, or malformed.
+        StoreRefused: A package or credentials are missing.
+    """
+    if _split(locator)[0] == "az":
+        _azure_store(locator)
+
+
+def _split(locator: str) -> tuple[str, str]:
+    """Scheme, and the directory where there is one."""
+    url = urlsplit(locator)
+    if url.scheme in ("memory", "az"):
+        return url.scheme, ""
+    if url.scheme not in ("file", "shm"):
+        raise ValueError(
+            f"No blob store is called {locator!r}; there are memory:, file:///dir, shm:///dev/shm/dir and "
+            "az://account/container/prefix."
+        )
+    if url.netloc or not url.path.startswith("/"):
+        raise ValueError(f"{locator!r} needs an absolute directory after three slashes: {url.scheme}:///dir.")
+    return url.scheme, unquote(url.path)
+
+
+def _azure_store(locator: str) -> BlobStore:
+    from executor.stores.azure_locator import AzureLocator
+    from executor.stores.azure_store import AzureStore
+
+    return AzureStore(AzureLocator.parse(locator))
 
 
 def flat(data: Data) -> memoryview:

