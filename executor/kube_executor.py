@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KubeExecutor"]
 
+#: Of an executor's name; on a cluster Kubernetes' own rules are stricter.
+_LONGEST_NAME = 100
+
 
 class KubeExecutor(Calls):
     """Runs calls in pods of a Kubernetes cluster (``image=``), or else in worker processes of this machine.
@@ -111,7 +114,7 @@ class KubeExecutor(Calls):
         settings = Settings.from_environment()
         wanted = max_workers if max_workers is not None else settings.max_workers
         self._max_workers = _workers(1 if image is not None and wanted is None else wanted)
-        self.name = name or make_session.new_id()
+        self.name = make_session.new_id() if name is None else _checked_name(name)
         default = PoolSpec(
             name=DEFAULT_POOL,
             max_workers=self._max_workers,
@@ -152,7 +155,7 @@ class KubeExecutor(Calls):
             self._session = make_session.local(
                 specs,
                 executor=self.name,
-                broker_url=broker_url or settings.broker_url,
+                broker_url=settings.broker_url if broker_url is None else broker_url,
                 lease_s=lease,
                 store=store,
                 initializer=started,
@@ -229,8 +232,15 @@ class KubeExecutor(Calls):
         Returns:
             ``"not sent"``, ``"cancelled"`` (it was queued), ``"interrupted"`` (its worker has been told) or
             ``"too late"``.
+
+        Raises:
+            ValueError: The future is not from this executor.
         """
+        from executor.dispatch.future import CallFuture
+
         dispatcher = self._session.ensure_started()
+        if not isinstance(future, CallFuture) or future.dispatcher is not dispatcher:
+            raise ValueError(f"{future!r} is not a future of this executor: ask the one that returned it.")
         if running:
             return dispatcher.loop.run(dispatcher.arbiter.interrupt(future, kill=kill), 5.0)
         waiting = future.root is None
@@ -307,6 +317,16 @@ def _attached(names: list[str]) -> KubeExecutor:
         if known is None:
             known = _nested[os.getpid()] = _NestedExecutor(context, names)
         return known
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r} must be a string.")
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable() or " " in name:
+        raise ValueError(
+            f"name={name!r} names queues: 1 to {_LONGEST_NAME} characters, no blanks, nothing that cannot be printed."
+        )
+    return name
 
 
 def _workers(wanted: int | None) -> int:

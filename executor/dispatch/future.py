@@ -9,6 +9,7 @@ A future without a condition has no waiters and no callbacks, and is settled und
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from executor.dispatch.lanes import Lane
 
 T = TypeVar("T")
+
+#: Where the standard library says so, too.
+_callback_log = logging.getLogger("concurrent.futures")
 
 #: Re-entrant: a finalizer or a signal handler may ask a future in the middle of asking another.
 _lock = threading.RLock()
@@ -128,7 +132,15 @@ class CallFuture(Future[T]):
 
     def finish_cancel(self) -> None:
         """The second half: the callbacks."""
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # the standard library's own
+        self._invoke_callbacks()
+
+    def _invoke_callbacks(self) -> None:
+        """The standard library's own lets SystemExit through, which would end the loop thread, and all calls."""
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except BaseException:
+                _callback_log.exception("exception calling callback for %r", self)
 
     # --- asked by the user ----------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ class PoolSpec:
     Attributes:
         name: Lower-case letters, digits and dashes, at most 40; calls reach it by ``ex.options(pool=name)``.
         max_workers: Most calls at a time; None means as many as this machine has CPUs.
-        celery_app: ``"package.module:app"`` of a user's own Celery app: its plain tasks run here too.
+        celery_app: ``"package.module:app"`` of a user's own Celery app: its plain tasks run here too. Give the executor
+            ``broker_url=`` then: the service must know the server, and so must the app's result backend.
         queues: Celery queues that those tasks come from, under their own names. Default: the app's default queue
             is *not* taken; say which.
         resources: Of one worker; has no effect on local processes.
@@ -112,6 +113,8 @@ class PoolSpec:
             object.__setattr__(self, name, dict(getattr(self, name)))
 
     def _check_pods(self) -> None:
+        if not isinstance(self.resources, Resources):
+            raise TypeError(f"resources={self.resources!r} must be a Resources(cpu=..., memory=...).")
         if type(self.slots) is not int or self.slots < 1:
             raise ValueError(f"slots={self.slots!r} must be a whole number above 0.")
         if type(self.min_workers) is not int or self.min_workers < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
 import pytest
@@ -168,3 +168,8 @@ def _noted(item: tuple[Journal, int]) -> object:
 def _was_cancelled(future: object) -> bool:
     until(future.done, what="the future is settled")  # type: ignore[attr-defined]
     return bool(future.cancelled())  # type: ignore[attr-defined]
+
+
+def test_a_future_of_another_executor_is_not_cancelled() -> None:
+    with started(max_workers=1) as executor, pytest.raises(ValueError, match="not a future of this executor"):
+        executor.cancel(Future(), running=True)  # type: ignore[arg-type]

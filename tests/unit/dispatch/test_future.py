@@ -612,3 +612,21 @@ def test_settling_is_quick() -> None:
     for future in futures:
         future.settle(1)
     assert time.perf_counter() - begin < 1  # 10 ms in fact; a lock made for each would take 60
+
+
+@pytest.mark.parametrize("kind_of_end", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_ends_processes_ends_nothing_here(
+    kind_of_end: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It runs on the loop thread, which every other call of the executor needs, too."""
+
+    def end(_: Future[Any]) -> None:
+        raise kind_of_end
+
+    future: CallFuture[int] = CallFuture()
+    seen: list[Any] = []
+    future.add_done_callback(end)
+    future.add_done_callback(seen.append)
+    future.settle(1)
+    assert seen == [future]
+    assert "exception calling callback" in caplog.text

@@ -126,6 +126,11 @@ def test_pool_names_the_field_that_is_wrong(fields: dict[str, Any], said: str) -
         PoolSpec(**fields)
 
 
+def test_resources_of_a_pool_are_resources() -> None:
+    with pytest.raises(TypeError, match="resources=3"):
+        PoolSpec(resources=3)  # type: ignore[arg-type]
+
+
 def test_pool_of_a_service_is_a_value() -> None:
     queues = ["render", "thumbs"]
     spec = PoolSpec(name="render", celery_app="shop.tasks:app", queues=queues)

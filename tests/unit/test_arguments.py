@@ -14,6 +14,10 @@ IMAGE = "worker:1"
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ({"name": ""}, "name="),
+        ({"name": "two words"}, "name="),
+        ({"name": "a\n"}, "name="),
+        ({"broker_url": ""}, "redis://"),
         ({"image": "Not An Image"}, "image="),
         ({"image": ""}, "image="),
         ({"image": IMAGE, "name": "My_Executor"}, "name="),
@@ -33,6 +37,11 @@ IMAGE = "worker:1"
 def test_arguments_that_make_no_sense_are_named(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         KubeExecutor(**arguments)
+
+
+def test_a_name_is_a_string() -> None:
+    with pytest.raises(TypeError, match="name=3"):
+        KubeExecutor(name=3)  # type: ignore[arg-type]
 
 
 def test_a_template_that_is_no_mapping_is_refused() -> None:
