@@ -82,10 +82,12 @@ class TestMap(executor_contract.MapContract):
     pass
 
 
+@pytest.mark.slow  # each test has pods of its own, or many calls
 class TestShutdown(executor_contract.ShutdownContract):
     pass
 
 
+@pytest.mark.slow  # each test has pods of its own, or many calls
 class TestInitializer(executor_contract.InitializerContract):
     pass
 
@@ -122,6 +124,7 @@ class TestAsyncMap(awaitable_contract.AsyncMapContract):
     pass
 
 
+@pytest.mark.slow  # each test has pods of its own, or many calls
 class TestAsyncLife(awaitable_contract.AsyncLifeContract):
     pass
 
@@ -134,9 +137,11 @@ class TestUnpickle(hostile_contract.UnpickleContract):
     pass
 
 
+@pytest.mark.slow  # each test has pods of its own, or many calls
 class TestSizes(size_contract.SizeContract):
     pass
 
 
+@pytest.mark.slow  # each test has pods of its own, or many calls
 class TestNested(nested_contract.NestedContract):
     pass
