@@ -132,6 +132,7 @@ def test_min_workers_are_ready_when_the_block_begins(on_pods: Maker) -> None:
         assert len(status.workers) == 2
 
 
+@pytest.mark.slow
 def test_an_image_is_checked_from_the_command_line(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
     from executor.cli.main import main
     from tests.cluster.conftest import IMAGE
