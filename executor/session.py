@@ -190,7 +190,8 @@ class Session:
         assert self._starting is not None
         await asyncio.gather(asyncio.wrap_future(self._starting), return_exceptions=True)
         await self._dispatcher.drained()
-        await self._dispatcher.stop([self._queue(name) for name, pool in self.pools.items() if pool.owned])
+        owned = [self._queue(name) for name, pool in self.pools.items() if pool.owned]
+        await self._dispatcher.stop(owned, others=len(owned) < len(self.pools))
         failure: Exception | None = None
         for pool in reversed(self.pools.values()):
             try:

@@ -151,15 +151,20 @@ class Publisher:
         self._shebang = runs_shebang(str(info["redis_version"]))
         return str(info["run_id"])
 
-    async def leave(self, queues: Iterable[str] = ()) -> None:
+    async def leave(self, queues: Iterable[str] = (), *, others: bool = False) -> None:
         """Remove what belongs to this client; functions and outcomes of a later time find nobody.
+
+        What is noted of messages that workers still hold stays until they are done with them.
 
         Args:
             queues: Queues that nobody else uses; they go too.
+            others: Whether calls of this client may wait in queues that stay.
         """
-        mine = [keys.client(self._client), keys.replies(self._client), self._batches, keys.cancels(self._client)]
-        mine += [key for queue in queues for key in keys.queue_keys(queue)]
-        await self._redis.delete(*mine, *(keys.function(self._client, name) for name in self._functions))
+        gone = [keys.client(self._client), keys.replies(self._client)]
+        gone += [key for queue in queues for key in keys.queue_keys(queue)]
+        gone += [keys.function(self._client, name) for name in self._functions]
+        names = [self._batches, keys.cancels(self._client), *gone]
+        await self._script("leave", names, ["0" if others else "1"], shebang=self._shebang)
 
     async def close(self) -> None:
         """Close the connection."""

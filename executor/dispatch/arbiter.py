@@ -94,11 +94,15 @@ class Arbiter:
                 batches[batch.root] = batch
                 grouped.setdefault((batch.root, batch.message_of(index)), []).append(index)
             answers = await self._ask(grouped) if grouped else []
+            if any(batches[root].cargo.count > 1 for root, _ in grouped):
+                await self._dispatcher.inbox.caught_up()  # where a call travels may have changed before we asked
             wanted = []
-            for ((root, _), indexes), answer in zip(grouped.items(), answers, strict=True):
+            for ((root, message), indexes), answer in zip(grouped.items(), answers, strict=True):
                 batch = batches[root]
                 if answer == "cancelled":
-                    kept += sum(self._cancelled(batch, index, error) for index in indexes)
+                    there = [index for index in indexes if batch.message_of(index) == message]
+                    kept += sum(self._cancelled(batch, index, error) for index in there)
+                    wanted += [(batch, i) for i in indexes if i not in there and not batch.settled[i]]
                 elif batch.cargo.count > 1 or not batch.published:
                     wanted += [(batch, index) for index in indexes if not batch.settled[index]]
                 elif answer != "gone":

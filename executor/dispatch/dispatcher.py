@@ -147,11 +147,12 @@ class Dispatcher:
             self._idle.clear()
             await self._idle.wait()
 
-    async def stop(self, queues: Sequence[str] = ()) -> None:
+    async def stop(self, queues: Sequence[str] = (), *, others: bool = False) -> None:
         """Stop sending and reading; leave nothing of this client at the broker.
 
         Args:
             queues: Queues that go with it.
+            others: Whether there are queues that stay.
         """
         await _cancelled([*self._tasks, *([self.recovery.task] if self.recovery.task is not None else [])])
         self._tasks = []
@@ -159,7 +160,7 @@ class Dispatcher:
             try:
                 if not isinstance(self.broken, BrokerError):
                     async with asyncio.timeout(2):
-                        await self.publisher.leave(queues)
+                        await self.publisher.leave(queues, others=others)
             except Exception as error:
                 log.debug("could not clean up at the broker: %s", error)
             await self.publisher.close()

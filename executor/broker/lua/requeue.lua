@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Take a claimed message away from its worker: parts of it go back to the head of the queue, others are answered,
--- and what is given up is kept as a dead letter. Compare and set, in one step.
+-- and what is given up is kept as a dead letter. Compare and set, in one step. A message of which every call has been
+-- cancelled goes nowhere: its client may have left, and nobody would ever take it from the queue.
 --
 -- KEYS  1 in-flight hash, 2 list it came from, 3 dead letters
 -- ARGV  1 tag, 2 'done' as seen ('' for none, '*' by its own worker), 3 'end' as seen (likewise), 4 client ('' if plain),
@@ -26,9 +27,25 @@ if client ~= '' then
   redis.call('HDEL', batches, ARGV[5])
   redis.call('HDEL', cancels, ARGV[5])
 end
+local never = {}
+for index in string.gmatch(cancelled or '', '%d+') do
+  never[tonumber(index)] = true
+end
+
+local function wanted(raw)
+  local first, last = string.match(string.sub(raw, 1, 500), '"range": %[(%d+), (%d+)%]')
+  for index = tonumber(first) or 0, tonumber(last or 0) - 1 do
+    if not never[index] then return true end
+  end
+  return not first
+end
+
 for i = messages, #ARGV, 2 do
-  redis.call('RPUSH', KEYS[2], ARGV[i + 1])
-  if client ~= '' then
+  local goes = not cancelled or wanted(ARGV[i + 1])
+  if goes then
+    redis.call('RPUSH', KEYS[2], ARGV[i + 1])
+  end
+  if goes and client ~= '' then
     redis.call('HSET', batches, ARGV[i], '')
     if cancelled then
       redis.call('HSET', cancels, ARGV[i], cancelled)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ import redis
 
 from executor.broker import keys
 from executor.wire import envelope, frame, outcome, pickling, segments, signing
-from tests.faults import Server, kill
+from tests.faults import Journal, Server, kill
 from tests.support import DEADLINE_S, unique_name, until
 
 if TYPE_CHECKING:
@@ -232,6 +233,11 @@ class WorkerProcess:
         return (self.directory / "output").read_text()
 
 
+def initializer(function: Callable[..., object], *args: object) -> str:
+    """The setting that has each child call this first."""
+    return b64encode(pickling.dumps((function, args))).decode()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path) as one:
@@ -257,6 +263,11 @@ def start(tmp_path: Path, server: Server) -> Iterator[Callable[..., WorkerProces
     yield starter
     for worker in workers:
         worker.__exit__()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
 
 
 @pytest.fixture

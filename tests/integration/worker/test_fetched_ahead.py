@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
     from tests.support import Gate
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
 
 
 def short_calls(client: RawClient) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import redis
@@ -20,11 +19,6 @@ from tests.support import Gate, until
 
 pytestmark = pytest.mark.timeout(120)
 Starter = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
 
 
 def test_calls_of_a_killed_worker_are_back_within_a_lease_and_a_look(

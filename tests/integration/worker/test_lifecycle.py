@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,24 +13,14 @@ import pytest
 import redis
 
 from executor.broker import keys
-from executor.wire import pickling
 from executor.worker.program import EX_BROKEN
 from tests.faults import Journal, alive, children
 from tests.integration.worker import calls
-from tests.integration.worker.conftest import RawClient, WorkerProcess
+from tests.integration.worker.conftest import RawClient, WorkerProcess, initializer
 from tests.support import Gate, until
 
 pytestmark = pytest.mark.timeout(90)
 Starter = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
-
-
-def initializer(function: Callable[..., object], *args: object) -> str:
-    return b64encode(pickling.dumps((function, args))).decode()
 
 
 def test_it_registers_and_leaves(start: Starter, connection: redis.Redis, tmp_path: Path) -> None:

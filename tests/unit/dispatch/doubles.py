@@ -314,7 +314,7 @@ class FakePublisher:
     def explain(self, error: BaseException) -> BrokerError:
         return BrokerRefused(f"The server said: {error}.")
 
-    async def leave(self, queues: object = ()) -> None:
+    async def leave(self, queues: object = (), *, others: bool = False) -> None:
         self.left = True
 
     async def close(self) -> None:

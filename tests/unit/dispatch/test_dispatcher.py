@@ -976,6 +976,29 @@ def test_calls_behind_the_first_of_a_claimed_batch_are_cancelled_when_it_is_spli
     run(scenario())
 
 
+def test_a_cancel_follows_a_call_that_travels_elsewhere_by_now(client: Client, run: Run) -> None:
+    async def scenario() -> None:
+        lane = client.lane()
+        client.dispatcher.publisher = None  # until all are there, so that they travel together
+        lane.durations.add(0.001, 1)
+        futures = [client.submit(lane, n) for n in range(4)]
+        await settled()
+        client.dispatcher.publisher = client.publisher  # type: ignore[assignment]
+        client.dispatcher.flush()
+        await settled()
+        claimed = client.broker.claim()
+        assert claimed is not None
+        last = claimed.end - 1
+        cancelling = asyncio.ensure_future(client.dispatcher.arbiter.cancel([futures[last]]))
+        # The rest was split off, and the worker died, before the order to cancel comes; the client has not heard of it.
+        claimed.split(1)
+        claimed.die()
+        assert await cancelling == 1
+        assert last in client.broker.cancels[f"{claimed.envelope.root}.1"]
+
+    run(scenario())
+
+
 def test_expired_call_fails_and_never_runs(client: Client, run: Run) -> None:
     async def scenario() -> None:
         lane = client.lane(max_deliveries=1)
