@@ -62,9 +62,9 @@ class Steps:
 
             def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
                 directory.mkdir(parents=True, exist_ok=True)
-                (directory / "ready").touch()
                 hub.call_repeatedly(LIVE_EVERY_S, self._touch)
-                self._touch()
+                self._touch()  # before it is ready: from then on it is asked whether it lives
+                (directory / "ready").touch()
 
             def stop(self, consumer: Any) -> None:
                 (directory / "ready").unlink(missing_ok=True)
