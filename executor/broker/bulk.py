@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ CONNECT_TIMEOUT_S, STEP_TIMEOUT_S = 5.0, 30.0
 #: One step of a transfer.
 STEP_BYTES = 8 * 1024 * 1024
 _ANSWER_BYTES = 64 * 1024
+#: Commands sent before the answer to the first is read: a slow line costs bandwidth, not a round trip for each; a
+#: server that copies values into its buffers holds no more than this many of them for us.
+_AHEAD = 2
 
 Argument = str | bytes | int | memoryview
 
@@ -62,21 +66,57 @@ class BulkConnection:
         kind, line = self._answer()
         return int(line) if kind == b":" else line
 
-    def get_into(self, key: str, buffer: memoryview, received: Callable[[memoryview], object]) -> bool:
-        """Fetch a value into memory.
-
-        Args:
-            key: Its key.
-            buffer: Exactly as long as the value.
-            received: Called with each piece of the buffer that has been filled.
-
-        Returns:
-            False where there is no such key, or its value has another length.
+    def commands(self, several: Iterable[tuple[Argument, ...]]) -> None:
+        """Send commands, some ahead of the answers to those before; returns when all are answered.
 
         Raises:
-            ServerSaidNo, OSError: As in :meth:`command`.
+            ServerSaidNo: The server answered one with an error; those after it may have been carried out or not.
+            OSError: The connection broke.
         """
-        self._send(("GET", key))
+        self._pipelined((arguments, self._answer) for arguments in several)
+
+    def get_all_into(self, parts: Iterable[tuple[str, memoryview]], received: Callable[[memoryview], object]) -> bool:
+        """Fetch values into memory.
+
+        Args:
+            parts: Key of each, and where it goes: exactly as long as the value.
+            received: Called with each piece of memory that has been filled, in order.
+
+        Returns:
+            False where one of the keys is not there.
+
+        Raises:
+            ServerSaidNo, OSError: As in :meth:`commands`.
+        """
+        found: list[bool] = []
+        self._pipelined(
+            (("GET", key), lambda buffer=buffer: found.append(self._receive(buffer, received)))  # type: ignore[misc]
+            for key, buffer in parts
+        )
+        return all(found)
+
+    def _pipelined(self, several: Iterable[tuple[tuple[Argument, ...], Callable[[], object]]]) -> None:
+        """Send commands ahead of their answers. A refusal is raised when nothing is on its way any more."""
+        refused: ServerSaidNo | None = None
+        waiting: deque[Callable[[], object]] = deque()
+        remaining = iter(several)
+        while True:
+            one = next(remaining, None) if refused is None and len(waiting) < _AHEAD else None
+            if one is not None:
+                self._send(one[0])
+                waiting.append(one[1])
+            elif waiting:
+                try:
+                    waiting.popleft()()
+                except ServerSaidNo as error:
+                    refused = refused or error
+            else:
+                break
+        if refused is not None:
+            raise refused
+
+    def _receive(self, buffer: memoryview, received: Callable[[memoryview], object]) -> bool:
+        """Read the answer to one GET."""
         _, line = self._answer()
         size = int(line)
         if size < 0:

@@ -271,8 +271,8 @@ class CallLane(Lane):
     def _settle(self, future: CallFuture[Any], error: BaseException | None, value: Any) -> None:
         if error is not None and self._retried(future, error):
             return
-        self._release(future)
         future.settle(value, error)
+        self._release(future)  # who waits need not wait for this: to free 64 MiB takes 10 ms
 
     def _retried(self, future: CallFuture[Any], error: BaseException) -> bool:
         if future.attempts >= self.options.retries or not self.retriable(error) or future.done():

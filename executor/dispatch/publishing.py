@@ -52,6 +52,7 @@ class Publishing:
             self._ready.clear()
             batches, self._outgoing = self._outgoing, []
             await self._publish(batches)
+            del batches  # with their futures, and whatever these have returned when the next ones come
 
     async def _publish(self, batches: list[Batch]) -> None:
         dispatcher = self._dispatcher
