@@ -129,7 +129,7 @@ class KubeExecutor(Calls):
         for spec in specs:
             if self._names.count(spec.name) > 1:
                 raise ValueError(f"Two pools are called {spec.name!r}; the default pool is called {DEFAULT_POOL!r}.")
-        started = None if initializer is None else (initializer, initargs)
+        started = None if initializer is None else (initializer, _arguments(initargs))
         if image is None and (elsewhere := [spec for spec in specs if spec.image is not None]):
             raise ValueError(
                 f"The pool {elsewhere[0].name!r} has an image and the default pool has none: all pools of an executor "
@@ -231,16 +231,19 @@ class KubeExecutor(Calls):
 
         Returns:
             ``"not sent"``, ``"cancelled"`` (it was queued), ``"interrupted"`` (its worker has been told) or
-            ``"too late"``.
+            ``"too late"``. With ``running`` on an event loop, which must not wait: ``"asked"``; the future tells.
 
         Raises:
             ValueError: The future is not from this executor.
         """
-        from executor.dispatch.future import CallFuture
+        from executor.dispatch.future import CallFuture, running_loop
 
         dispatcher = self._session.ensure_started()
         if not isinstance(future, CallFuture) or future.dispatcher is not dispatcher:
             raise ValueError(f"{future!r} is not a future of this executor: ask the one that returned it.")
+        if running and running_loop() is not None:
+            dispatcher.loop.start(dispatcher.arbiter.interrupt(future, kill=kill))
+            return "asked"
         if running:
             return dispatcher.loop.run(dispatcher.arbiter.interrupt(future, kill=kill), 5.0)
         waiting = future.root is None
@@ -327,6 +330,13 @@ def _checked_name(name: object) -> str:
             f"name={name!r} names queues: 1 to {_LONGEST_NAME} characters, no blanks, nothing that cannot be printed."
         )
     return name
+
+
+def _arguments(initargs: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(initargs)
+    except TypeError:
+        raise TypeError(f"initargs must be a tuple of the initializer's arguments, not {initargs!r}") from None
 
 
 def _workers(wanted: int | None) -> int:

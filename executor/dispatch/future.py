@@ -145,11 +145,29 @@ class CallFuture(Future[T]):
     # --- asked by the user ----------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> T:
-        """As in the standard library; a finished call makes no condition."""
+        """As in the standard library; a finished call makes no condition.
+
+        Raises:
+            RuntimeError: Asked for without a ``timeout`` by a callback of the same executor: it would wait forever.
+        """
         if self._state == FINISHED and self._exception is None:
             result: T = self._result
             return result
+        self._check_may_wait(timeout)
         return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As in the standard library; raises ``RuntimeError`` where :meth:`result` does."""
+        self._check_may_wait(timeout)
+        return super().exception(timeout)
+
+    def _check_may_wait(self, timeout: float | None) -> None:
+        if timeout is None and self.dispatcher is not None and not self.done() and self.dispatcher.loop.is_current:
+            raise RuntimeError(
+                "A callback of a future waits for another call of the same executor. Callbacks run on the thread that "
+                "settles futures, so this would wait forever. Have the callback submit and add a callback to that "
+                "future, or wait in a thread of its own."
+            )
 
     def done(self) -> bool:
         """Whether the call has finished or was cancelled."""

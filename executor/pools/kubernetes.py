@@ -308,7 +308,8 @@ class KubernetesPool(WorkerPool):
             self._break(str(found))
         elif self._failures >= 3 and self._last_death is not None:
             death = self._last_death
-            self._break(f"its pods end as soon as they start ({death.reason}). Last output:\n{death.output}")
+            last = f"Last output:\n{said}" if (said := death.output.strip()) else "They printed nothing."
+            self._break(f"its pods end as soon as they start ({death.reason}). {last}")
         elif now - self._idle_since > self.options.start_timeout_s:
             why = self._hindrance or found or ""
             self._break(f"no worker was ready for {self.options.start_timeout_s:g} s. {why}")

@@ -23,6 +23,12 @@ def open_directory(path: str, *, create: bool) -> int:
             os.mkdir(path, DIRECTORY_MODE)
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            parent = os.path.dirname(path)
+            said = (
+                f"{parent} is not there, in which a directory for large values is to be made. Mount it, or mkdir -p it"
+            )
+            raise FileNotFoundError(error.errno, said, path) from error
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 

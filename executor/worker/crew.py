@@ -401,7 +401,8 @@ class Crew:
         self._starts.failed(monotonic(), by_itself=death.by_itself)
         logger.error("A child ended before it was ready: %s. %s", death.reason, death.output)
         if self._starts.hopeless:
-            self._break(f"Worker processes end before they are ready ({death.reason}). Last output:\n{death.output}")
+            last = f"Their last output:\n{said}" if (said := death.output.strip()) else "They printed nothing."
+            self._break(f"Worker processes end before they are ready ({death.reason}). {last}")
 
     def _forget(self, child: ChildProcess) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Iterator
@@ -97,6 +98,38 @@ def test_a_call_that_ignores_signals_is_killed_on_demand(executor: KubeExecutor,
     assert future.cancelled()
     until(lambda: not alive(pid), what="its process is gone")
     assert journal.starts() == 1
+    assert still_works(executor)
+
+
+async def test_on_an_event_loop_a_running_call_is_interrupted_without_waiting(
+    executor: KubeExecutor, journal: Journal
+) -> None:
+    future = executor.submit(interruptible, journal, "it")
+    await asyncio.to_thread(journal.wait, "started")
+
+    assert executor.cancel(future, running=True) == "asked"
+    with pytest.raises((CancelledError, KeyboardInterrupt)):
+        await future
+
+
+def test_a_callback_that_waits_for_its_own_executor_is_told_so(executor: KubeExecutor, gate: Gate) -> None:
+    errors: Future[BaseException] = Future()
+
+    def waits(_: Future[int]) -> None:
+        for wait in (executor.submit(abs, -2).result, executor.submit(abs, -3).exception):
+            try:
+                wait()
+            except RuntimeError as error:
+                if "wait forever" in str(error):
+                    continue
+            errors.set_result(AssertionError("it did not refuse to wait"))
+            return
+        errors.set_result(RuntimeError("refused"))
+
+    future = executor.submit(gate.pass_through)
+    future.add_done_callback(waits)
+    gate.open()
+    assert str(errors.result(30)) == "refused"
     assert still_works(executor)
 
 

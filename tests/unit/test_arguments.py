@@ -44,6 +44,11 @@ def test_a_name_is_a_string() -> None:
         KubeExecutor(name=3)  # type: ignore[arg-type]
 
 
+def test_initargs_are_a_tuple() -> None:
+    with pytest.raises(TypeError, match="initargs must be a tuple of the initializer's arguments, not 3"):
+        KubeExecutor(initializer=print, initargs=3)  # type: ignore[arg-type]
+
+
 def test_a_template_that_is_no_mapping_is_refused() -> None:
     with pytest.raises(TypeError, match="pod_template"):
         KubeExecutor(image=IMAGE, pod_template="spec: {}")  # type: ignore[arg-type]

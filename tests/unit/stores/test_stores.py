@@ -64,6 +64,8 @@ class TestOpenStore:
     def test_makes_no_directory_unless_told(self, kind, tmp_path):
         with pytest.raises(FileNotFoundError):
             open_store(f"{kind}://{tmp_path}/none", create=False)
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none is not there, .* mkdir -p it"):
+            open_store(f"{kind}://{tmp_path}/none/values")
 
 
 class TestScratchStore:
