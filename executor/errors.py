@@ -156,7 +156,26 @@ class ChildCrashed(CallError):
 
 
 class WorkerLost(CallError):
-    """The call's worker was killed from outside, ``max_deliveries`` times; see :attr:`CallError.deaths`."""
+    """The call's worker was killed from outside, ``max_deliveries`` times; see :attr:`CallError.deaths`.
+
+    The subclass says what happened the last time.
+    """
+
+
+class OOMKilled(WorkerLost):
+    """There was not enough memory for the call.
+
+    ``details``: as :class:`WorkerLost`, and ``limit_bytes`` of the container and ``peak_bytes`` of the call's process,
+    each None where it is not known.
+    """
+
+
+class Evicted(WorkerLost):
+    """Kubernetes took the call's pod away: its node was drained, or ran out of something."""
+
+
+class NodeLost(WorkerLost):
+    """The node of the call's pod no longer answers, or is gone."""
 
 
 class SerializationError(CallError, PicklingError):
@@ -209,6 +228,9 @@ _CALL_ERRORS = {
         CallExpired,
         ChildCrashed,
         WorkerLost,
+        OOMKilled,
+        Evicted,
+        NodeLost,
         SerializationError,
         FunctionMissing,
         VersionMismatch,

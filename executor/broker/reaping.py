@@ -19,11 +19,13 @@ from redis.exceptions import ResponseError
 from executor.broker import keys
 from executor.broker.requeueing import (
     TASK_DEATHS,
+    UNBEGUN,
     Entry,
     Replies,
     Script,
     charged,
     dead_letter,
+    given_up,
     redelivered,
     take_away,
     task_letter,
@@ -193,7 +195,7 @@ class Reaper:
         if count <= 0:
             return take_away(entry, envelope, answers, [], [])
         if count > 1:  # which one ran is not known: each runs alone now, and is charged with what happens then
-            deaths = [*envelope.deaths, {**story, "charged": False}]
+            deaths = [*envelope.deaths, {**story, "charged": False, UNBEGUN: True}]
             return take_away(entry, envelope, answers, [rest._replace(deaths=deaths)], [])
         deaths = [*envelope.deaths, story]
         verdict = self._verdict(key, envelope, deaths)
@@ -207,7 +209,7 @@ class Reaper:
             header, _ = frame.opened(key, frame.CALL, envelope.frame)
         except CallError as error:
             return outcome.error(type(error).__name__, str(error), error.details)
-        return worker_lost(deaths) if charged(deaths) >= int(header.get("max_deliveries") or 3) else None
+        return worker_lost(deaths) if given_up(deaths, int(header.get("max_deliveries") or 3)) else None
 
     def _task(self, entry: Entry, message: Mapping[str, Any], raw: bytes, story: Mapping[str, Any]) -> Script:
         headers = message.get("headers") or {}

@@ -19,6 +19,16 @@ from executor.wire.envelope import Envelope, encoded, message_id
 OWN = ("*", "*")
 #: Count of deaths in the headers of a plain Celery message.
 TASK_DEATHS = "ke_deaths"
+#: In the story of a death: the call was one of several in a message; where they may begin but once, none has begun.
+UNBEGUN = "unbegun"
+#: Class of the error, and likely cause, by the reason of the last death.
+_CAUSES = {
+    "OOMKilled": ("OOMKilled", "not enough memory"),
+    "Evicted": ("Evicted", "its node was drained, or ran out of memory or disk"),
+    "Preempted": ("Evicted", "a pod of higher priority took its place"),
+    "NodeLost": ("NodeLost", "its node no longer answers, or is gone"),
+    "drained": ("WorkerLost", "its worker was told to end, and the call did not within its time (grace period)"),
+}
 
 
 class Script(NamedTuple):
@@ -126,16 +136,43 @@ def charged(deaths: Sequence[Mapping[str, Any]]) -> int:
     return sum(bool(death.get("charged", True)) for death in deaths)
 
 
+def given_up(deaths: Sequence[Mapping[str, Any]], max_deliveries: int) -> bool:
+    """Whether a call may not be started again.
+
+    At most once means that: whatever took the call away, charged or not, it may have begun.
+    """
+    if max_deliveries == 1:
+        return any(not death.get(UNBEGUN) for death in deaths)
+    return charged(deaths) >= max_deliveries
+
+
 def worker_lost(deaths: Sequence[Mapping[str, Any]]) -> bytes:
-    """The outcome of a call that has been started often enough."""
-    counted = [death for death in deaths if death.get("charged", True)]
+    """The outcome of a call that is given up."""
+    counted = [death for death in deaths if death.get("charged", True)] or list(deaths)
     reasons = ", ".join(f"{death.get('reason')} on {death.get('host')}" for death in counted)
-    last = str(counted[-1].get("output") or "").strip() if counted else ""
+    last = counted[-1] if counted else {}
+    name, cause = _CAUSES.get(str(last.get("reason")), ("WorkerLost", "not enough memory, or a node that went away"))
+    details: dict[str, Any] = {"deaths": list(deaths)}
+    if name == "OOMKilled":
+        details |= {each: last.get(each) for each in ("limit_bytes", "peak_bytes")}
+        cause += _figures(**{each: last.get(each) for each in ("limit_bytes", "peak_bytes")})
     message = (
         f"The call was started {len(counted)} time(s), and each time its process was killed from outside ({reasons}). "
-        "Likely causes: not enough memory, or a node that went away. It is kept among the dead letters."
+        f"Likely cause: {cause}. It is kept among the dead letters: kube-executor dead-letter."
     )
-    return outcome.error("WorkerLost", f"{message} Last output:\n{last}" if last else message, {"deaths": list(deaths)})
+    said = str(last.get("output") or "").strip()
+    return outcome.error(name, f"{message} Last output:\n{said}" if said else message, details)
+
+
+def _figures(limit_bytes: int | None, peak_bytes: int | None) -> str:
+    """What is known of the memory of a call that had too little."""
+    known = [
+        f"{what} {number / 2**20:,.0f} MiB"
+        for what, number in (("its process had", peak_bytes), ("the limit is", limit_bytes))
+        if number
+    ]
+    advice = "give it more (resources=Resources(memory=...)), or less to do at a time"
+    return f" ({', '.join(known)}); {advice}" if known else f"; {advice}"
 
 
 def dead_letter(envelope: Envelope, index: int, deaths: Sequence[Mapping[str, Any]], pool: str) -> str:

@@ -114,6 +114,25 @@ def ended(pod: Mapping[str, Any]) -> End | None:
     return End(reason=str(status.get("phase")))
 
 
+#: Who takes pods away, in the words of the condition ``DisruptionTarget``, and what that makes of the end.
+_DISRUPTIONS = {
+    "EvictionByEvictionAPI": "Evicted",
+    "TerminationByKubelet": "Evicted",
+    "PreemptionByScheduler": "Preempted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+}
+
+
+def taken(pod: Mapping[str, Any]) -> End:
+    """How a pod came to be deleted without having ended."""
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            reason = _DISRUPTIONS.get(str(condition.get("reason")), str(condition.get("reason")))
+            return End(reason=reason, message=str(condition.get("message") or ""), unasked=True)
+    return End(reason="Deleted", unasked=True)
+
+
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether all its containers are ready."""
     conditions: Sequence[Mapping[str, Any]] = (pod.get("status") or {}).get("conditions") or ()

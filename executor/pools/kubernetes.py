@@ -21,6 +21,7 @@ from executor.broker.obituaries import bury, is_worker
 from executor.errors import ClusterError, ClusterRefused, PoolBroken, PoolStartError
 from executor.kube import diagnosis, manifests, names
 from executor.pools.base import PoolState, PoolStatus, WorkerDeath, WorkerPool
+from executor.tasks.resources import quantity
 
 if TYPE_CHECKING:
     from executor.broker.address import BrokerAddress
@@ -209,7 +210,7 @@ class KubernetesPool(WorkerPool):
         end = diagnosis.ended(pod)
         if kind == "DELETED":
             self._pods.pop(name, None)
-            self._lost(pod, end or diagnosis.End(reason="Deleted", unasked=True))
+            self._lost(pod, end or diagnosis.taken(pod))
         elif end is not None:
             self._pods.pop(name, None)
             self._lost(pod, end)
@@ -240,9 +241,14 @@ class KubernetesPool(WorkerPool):
         self._last_death = death
         log.warning("The pod %s ended: %s. %s", name, end.reason, end.message)
         if self.home.address is not None:
-            await bury(self.home.address, is_worker(name), {**asdict(death), "charged": not end.unasked})
+            story = {**asdict(death), "charged": not end.unasked, "limit_bytes": self._memory_limit()}
+            await bury(self.home.address, is_worker(name), story)
         if self.on_worker_died is not None:
             self.on_worker_died(death)
+
+    def _memory_limit(self) -> int | None:
+        memory = self.spec.resources.memory
+        return None if memory is None else int(quantity(memory))
 
     def _errand(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -16,10 +16,10 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from executor.broker import keys, scripts
-from executor.broker.requeueing import Replies, charged, dead_letter, take_away, worker_lost
+from executor.broker.requeueing import Replies, dead_letter, given_up, take_away, worker_lost
 from executor.wire import outcome, segments
 from executor.wire.envelope import Envelope, encoded
-from executor.worker import pipe, runner, slots
+from executor.worker import memory, pipe, runner, slots
 from executor.worker.child_process import DEAF
 from executor.worker.settler import Step
 
@@ -267,7 +267,7 @@ class CallJob:
         self.settled = True
         if child.kill_reason == FENCED:
             self._settler.forget(self.delivery)
-        elif child.kill_reason == DRAINED:
+        elif child.kill_reason == DRAINED and self.header.get("max_deliveries") != 1:
             self._hand_back()
         else:
             self._judge(child, death)
@@ -300,8 +300,10 @@ class CallJob:
         if error is not None:
             self._requeue(running, error, None)
             return
+        if child.kill_reason == DRAINED:
+            story |= {"reason": DRAINED, "charged": False}
         deaths = [*self.envelope.deaths, story]
-        if charged(deaths) < int(self.header.get("max_deliveries") or 3):
+        if not given_up(deaths, int(self.header.get("max_deliveries") or 3)):
             self._requeue(running, None, deaths)
         else:
             self._requeue(running, worker_lost(deaths), deaths, bury=True)
@@ -356,6 +358,7 @@ def story_of(death: Death, worker: str) -> dict[str, Any]:
         "pid": death.pid,
         "output": death.output,
         "at": round(time.time(), 3),
+        **({"limit_bytes": memory.limit_bytes(), "peak_bytes": death.peak_bytes} if death.oom else {}),
     }
 
 

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from executor.wire import pickling
-from executor.worker import pipe, slots
+from executor.worker import memory, pipe, slots
 from executor.worker.capture import Capture, Tail
 
 #: How long a child that should be reading may not read before it counts as stuck, in seconds.
@@ -27,9 +27,6 @@ DYING_S = 1.0
 DEAF = "it closed its socket"
 #: Last output that goes into an obituary, in bytes: it travels in message headers.
 OUTPUT_BYTES = 2048
-
-#: Where a cgroup counts what the kernel killed in it: version 2, version 1.
-_OOM_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 _START = """import sys, json
 sys.path[:] = json.loads(sys.argv[1])
@@ -51,6 +48,7 @@ class Death:
         oom: Whether the kernel killed something of this container for memory meanwhile.
         output: The last of what it printed.
         pid: Its process id.
+        peak_bytes: The most memory that it had at a time, or None where that is not known.
     """
 
     exit_code: int | None
@@ -58,6 +56,7 @@ class Death:
     oom: bool
     output: str
     pid: int
+    peak_bytes: int | None = None
 
     @property
     def by_itself(self) -> bool:
@@ -99,17 +98,18 @@ class ChildProcess:
         self.kill_reason = ""
         self.deaf_since: float | None = None
         self.tail = Tail()
-        self._ooms = _oom_kills()
-        memory = slots.new_file()
+        self._ooms = memory.oom_kills()
+        self._peak_bytes: int | None = None
+        numbers = slots.new_file()
         self.sock, theirs = socket.socketpair()
         self._life, their_life = socket.socketpair()
         try:
-            self._process = _spawn(theirs.fileno(), their_life.fileno(), memory)
+            self._process = _spawn(theirs.fileno(), their_life.fileno(), numbers)
         finally:
             theirs.close()
             their_life.close()
-        self.shared = slots.mapped(memory)
-        os.close(memory)
+        self.shared = slots.mapped(numbers)
+        os.close(numbers)
         self.inlet = pipe.Inlet(self.sock, wait=False)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
         assert self._process.stdout is not None
@@ -150,8 +150,8 @@ class ChildProcess:
 
     def signal(self, number: int) -> None:
         """Send the child itself a signal."""
-        if self._process.returncode is None:
-            self._process.send_signal(number)
+        if not self.poll():
+            os.kill(self.pid, number)
 
     def kill(self, reason: str) -> None:
         """SIGKILL the child and all in its process group."""
@@ -166,7 +166,12 @@ class ChildProcess:
 
     def poll(self) -> bool:
         """Whether the process has ended."""
-        return self._process.poll() is not None
+        if self._process.returncode is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)  # `Popen` does not say how much memory it had
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                self._peak_bytes = usage.ru_maxrss * 1024
+        return self._process.returncode is not None
 
     def death(self) -> Death:
         """How it ended, with what it started; call it once :meth:`poll` is true."""
@@ -174,8 +179,9 @@ class ChildProcess:
         self.tail.wait(LAST_OUTPUT_S)
         code = self._process.returncode
         name = _signal_name(-code) if code < 0 else None
-        ended_by_oom = name == "SIGKILL" and _oom_kills() > self._ooms
-        return Death(None if name else code, name, ended_by_oom, self.tail.text(OUTPUT_BYTES), self.pid)
+        ended_by_oom = name == "SIGKILL" and memory.oom_kills() > self._ooms
+        said = self.tail.text(OUTPUT_BYTES)
+        return Death(None if name else code, name, ended_by_oom, said, self.pid, self._peak_bytes)
 
     def close(self) -> None:
         """Give back file descriptors; kill what is left of the process group."""
@@ -192,10 +198,10 @@ class ChildProcess:
         return f"<ChildProcess {self.pid} {state}>"
 
 
-def _spawn(sock: int, life: int, memory: int) -> subprocess.Popen[bytes]:
+def _spawn(sock: int, life: int, numbers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", _START.format(sock, life, memory), json.dumps(sys.path)],
-        pass_fds=(sock, life, memory),
+        [sys.executable, "-c", _START.format(sock, life, numbers), json.dumps(sys.path)],
+        pass_fds=(sock, life, numbers),
         process_group=0,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -215,15 +221,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _oom_kills() -> int:
-    """How often the kernel has killed for memory in this cgroup; 0 where that cannot be read."""
-    for path in _OOM_COUNTS:
-        try:
-            with open(path, encoding="ascii") as events:
-                fields = dict(line.split() for line in events)
-            return int(fields.get("oom_kill", 0))
-        except (OSError, ValueError):
-            pass
-    return 0

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from executor.broker import keys
+from executor.errors import Evicted, WorkerLost
 from executor.worker.program import EX_BROKEN
 from tests.faults import Journal, alive, children
 from tests.integration.worker import calls
@@ -58,16 +59,50 @@ def test_sigterm_lets_calls_finish_and_claims_no_more(
 def test_what_does_not_finish_in_the_grace_period_is_handed_back_uncharged(
     start: Starter, client: RawClient, connection: redis.Redis, journal: Journal, gate: Gate
 ) -> None:
-    worker = start(grace_s=0.5, slots=2)
-    roots = [client.send(calls.waits, (journal.path, gate, i), max_deliveries=1) for i in range(2)]
-    journal.wait("started", count=2)
-    worker.terminate()
-    assert worker.process.wait(20) == 0
-    assert connection.llen("ke.default") == 2
-    assert not connection.exists(keys.inflight(worker.id))
+    roots = [client.send(calls.waits, (journal.path, gate, i), max_deliveries=2) for i in range(2)]
+    for times in range(1, 4):  # more often than they may start
+        worker = start(grace_s=0.5, slots=2)
+        journal.wait("started", count=2 * times)
+        worker.terminate()
+        assert worker.process.wait(20) == 0
+        assert connection.llen("ke.default") == 2
+        assert not connection.exists(keys.inflight(worker.id))
     gate.open()
     start(slots=2)
     assert [client.results(root, 1) for root in roots] == [[0], [1]]
+
+
+def test_a_call_that_may_start_but_once_fails_when_the_grace_period_ends_it(
+    start: Starter, client: RawClient, connection: redis.Redis, journal: Journal, gate: Gate
+) -> None:
+    worker = start(grace_s=0.5)
+    roots = [client.send(calls.waits, (journal.path, gate, i), max_deliveries=1) for i in range(2)]
+    journal.wait("started")
+    worker.terminate()
+    (error,) = client.results(roots[0], 1)
+    assert isinstance(error, WorkerLost)
+    assert "drained" in str(error)
+    assert worker.process.wait(20) == 0
+    gate.open()
+    start()
+    assert client.results(roots[1], 1) == [1]  # it had not started
+    assert journal.starts(0) == 1
+
+
+def test_an_eviction_fails_a_call_that_may_start_but_once(
+    start: Starter, client: RawClient, connection: redis.Redis, journal: Journal, gate: Gate
+) -> None:
+    worker = start(lease_s=60.0)
+    once = client.send(calls.waits, (journal.path, gate, "once"), max_deliveries=1)
+    journal.wait("started")
+    start(lease_s=60.0)
+    worker.kill()
+    story = {"reason": "Evicted", "host": "node-7", "charged": False}
+    connection.hset(keys.OBITUARIES, worker.id, json.dumps(story))
+    (error,) = client.results(once, 1)
+    assert isinstance(error, Evicted)
+    assert error.deaths[-1]["host"] == "node-7"
+    assert journal.starts() == 1
 
 
 def test_an_order_to_drain_is_a_sigterm(start: Starter, connection: redis.Redis) -> None:

@@ -6,8 +6,18 @@ import json
 
 import pytest
 
-from executor.broker.requeueing import OWN, Entry, Replies, charged, dead_letter, redelivered, take_away, worker_lost
-from executor.errors import WorkerLost
+from executor.broker.requeueing import (
+    OWN,
+    Entry,
+    Replies,
+    charged,
+    dead_letter,
+    given_up,
+    redelivered,
+    take_away,
+    worker_lost,
+)
+from executor.errors import Evicted, NodeLost, OOMKilled, WorkerLost
 from executor.wire import frame, outcome
 from executor.wire.envelope import Envelope, decoded
 
@@ -65,6 +75,38 @@ def test_the_error_of_a_lost_call_tells_each_death() -> None:
     assert "OOMKilled on a, SIGKILL on b" in str(error)
     assert "last words" in str(error)
     assert error.deaths == deaths
+
+
+@pytest.mark.parametrize(
+    ("deaths", "most", "over"),
+    [
+        ([{"reason": "SIGKILL"}], 1, True),
+        ([{"reason": "Evicted", "charged": False}], 1, True),
+        ([{"reason": "SIGKILL", "charged": False, "unbegun": True}], 1, False),
+        ([{"reason": "Evicted", "charged": False}] * 5, 2, False),
+        ([{"reason": "SIGKILL"}] * 2, 2, True),
+        ([], 1, False),
+    ],
+)
+def test_at_most_once_counts_whatever_took_a_call_away(deaths: list[dict[str, object]], most: int, over: bool) -> None:
+    assert given_up(deaths, most) is over
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [("OOMKilled", OOMKilled), ("Evicted", Evicted), ("Preempted", Evicted), ("NodeLost", NodeLost), ("x", WorkerLost)],
+)
+def test_the_error_of_a_lost_call_is_of_the_kind_of_its_last_death(reason: str, kind: type[WorkerLost]) -> None:
+    error = outcome.error_from(worker_lost([{"reason": "SIGKILL"}, {"reason": reason, "host": "b"}])[1:])
+    assert type(error) is kind
+
+
+def test_the_error_of_a_call_without_memory_has_figures() -> None:
+    death = {"reason": "OOMKilled", "host": "a", "limit_bytes": 256 << 20, "peak_bytes": 300 << 20}
+    error = outcome.error_from(worker_lost([death])[1:])
+    assert (error.details["limit_bytes"], error.details["peak_bytes"]) == (256 << 20, 300 << 20)
+    assert "its process had 300 MiB, the limit is 256 MiB" in str(error)
+    assert "Resources(memory=...)" in str(error)
 
 
 def test_a_dead_letter_holds_a_message_that_may_be_queued_again() -> None:
