@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: What cannot mend itself fails the pool after this time, in seconds (design: P6).
@@ -109,6 +109,8 @@ def ended(pod: Mapping[str, Any]) -> End | None:
         if over:
             code = int(over.get("exitCode", 0))
             said = str(over.get("reason") or "Error")
+            if said != "OOMKilled" and (is_leaving(pod) or _disruption(pod)):  # killed when its grace period was over
+                return replace(taken(pod), exit_code=code)
             reason = said if said not in ("Error", "Completed") else _SIGNALS.get(code, f"exit code {code}")
             return End(reason=reason, exit_code=code, message=str(over.get("message") or ""))
     return End(reason=str(status.get("phase")))
@@ -125,12 +127,18 @@ _DISRUPTIONS = {
 
 
 def taken(pod: Mapping[str, Any]) -> End:
-    """How a pod came to be deleted without having ended."""
+    """Who took a pod away, and why, that had not ended by itself."""
+    if found := _disruption(pod):
+        said = str(found.get("reason"))
+        return End(reason=_DISRUPTIONS.get(said, said), message=str(found.get("message") or ""), unasked=True)
+    return End(reason="Deleted", unasked=True)
+
+
+def _disruption(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            reason = _DISRUPTIONS.get(str(condition.get("reason")), str(condition.get("reason")))
-            return End(reason=reason, message=str(condition.get("message") or ""), unasked=True)
-    return End(reason="Deleted", unasked=True)
+            return dict(condition)
+    return None
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:

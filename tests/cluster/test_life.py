@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from executor.errors import Evicted
 from executor.kube import manifests
 from executor.pools import home
 from tests.cluster.conftest import IMAGE, KUBECONFIG
@@ -91,6 +92,31 @@ def test_a_worker_drains_when_its_pod_is_deleted(on_pods: Maker, admin: Admin) -
         admin.call("DELETE", f"/api/v1/namespaces/{{ns}}/pods/{first}")
         assert call.result(60) == first
         assert ex.submit(socket.gethostname).result(60) != first
+
+
+def test_an_evicted_call_runs_again_unless_it_may_start_but_once(on_pods: Maker, admin: Admin) -> None:
+    def first_is_slow(first: str) -> str:
+        if socket.gethostname() == first:
+            time.sleep(100)
+        return socket.gethostname()
+
+    with on_pods() as ex:
+        for most in (1, 3):
+            first = ex.submit(socket.gethostname).result(60)
+            call = ex.options(max_deliveries=most).submit(first_is_slow, first)
+            until(call.running, what="it runs")
+            body = {
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": first},
+                "deleteOptions": {"gracePeriodSeconds": 1},
+            }
+            admin.call("POST", f"/api/v1/namespaces/{{ns}}/pods/{first}/eviction", body)
+            if most == 1:
+                with pytest.raises(Evicted):
+                    call.result(60)
+            else:
+                assert call.result(60) != first
 
 
 def test_an_owner_that_never_went_on_is_swept(on_pods: Maker, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:

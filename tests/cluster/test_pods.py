@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from executor import Resources
-from executor.errors import ClusterRefused, ClusterUnavailable, PoolBroken, PoolStartError, WorkerLost
+from executor.errors import ClusterRefused, ClusterUnavailable, OOMKilled, PoolBroken, PoolStartError
 from tests.support import until
 
 if TYPE_CHECKING:
@@ -120,9 +120,11 @@ def test_memory_beyond_the_limit_is_told_as_such(on_pods: Maker) -> None:
         return len(bytearray(1 << 30))
 
     with on_pods(resources=Resources(memory="256Mi")) as ex:
-        with pytest.raises(WorkerLost) as caught:
+        with pytest.raises(OOMKilled, match="the limit is 256 MiB") as caught:
             ex.options(max_deliveries=2).submit(greedy).result(90)
         assert [death["reason"] for death in caught.value.deaths] == ["OOMKilled", "OOMKilled"]
+        assert caught.value.details["limit_bytes"] == 256 << 20
+        assert 100 << 20 < caught.value.details["peak_bytes"] <= 256 << 20
         assert ex.submit(abs, -1).result(60) == 1
 
 

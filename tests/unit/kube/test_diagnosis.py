@@ -67,3 +67,28 @@ def test_how_a_pod_ended() -> None:
 def test_what_kubernetes_took_away_is_nobodys_fault() -> None:
     end = diagnosis.ended(pod({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}))
     assert end == diagnosis.End(reason="Evicted", message="low on memory", unasked=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("EvictionByEvictionAPI", "Evicted"),
+        ("PreemptionByScheduler", "Preempted"),
+        ("DeletionByTaintManager", "NodeLost"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_who_took_a_pod_away_is_told_and_it_is_nobodys_fault(said: str, reason: str) -> None:
+    disrupted = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": said, "message": "why"}]}
+    assert diagnosis.taken(pod(disrupted)) == diagnosis.End(reason=reason, message="why", unasked=True)
+    killed = terminated(exitCode=137, reason="Error")
+    killed["status"] |= disrupted
+    assert diagnosis.ended(killed) == diagnosis.End(reason=reason, message="why", exit_code=137, unasked=True)
+
+
+def test_a_pod_that_was_deleted_by_hand_is_killed_at_the_end_of_its_time_and_not_charged() -> None:
+    deleted = terminated(exitCode=137, reason="Error")
+    deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert diagnosis.ended(deleted) == diagnosis.End(reason="Deleted", exit_code=137, unasked=True)
+    deleted["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] = "OOMKilled"
+    assert diagnosis.ended(deleted) == diagnosis.End(reason="OOMKilled", exit_code=137)
