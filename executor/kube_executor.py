@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from executor.calls import Calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -44,10 +44,9 @@ class KubeExecutor(Calls):
         max_tasks_per_child: Calls (or chunks of a ``map`` with ``chunksize=``) after which a worker process is replaced
             by a fresh one; None never replaces it. Calls then travel one by one.
         broker_url: ``redis://``, ``rediss://`` or ``unix://`` of a server of yours; None starts one of our own.
-            Also from ``KUBE_EXECUTOR_BROKER_URL``.
         pools: More pools, e.g. one that serves a Celery app; calls reach them by ``ex.options(pool=name)``.
         name: Shown in ``repr``, and part of the queues' names; must be unlike that of others on the same broker.
-        lease: Seconds after which a silent worker's calls go to others.
+        lease: Seconds after which a silent worker's calls go to others; 5 if not given.
         store: Where large values go: ``file:///shared/directory``, ``az://account/container/prefix`` (Azure Blob
             Storage; credentials from the environment, see :mod:`executor.stores.azure_locator`), or None for shared
             memory of this machine (with ``image``: the broker).
@@ -56,10 +55,11 @@ class KubeExecutor(Calls):
         context: Of the kubeconfig; None takes its current one.
         kubeconfig: Path; None takes ``KUBECONFIG``, the service account inside a pod, or ``~/.kube/config``.
         resources: Of one pod.
-        min_workers: Pods that must be ready before ``with`` goes on; 0 does not wait.
-        slots: Calls that one pod runs at a time.
-        start_timeout: Seconds that the pods may take to come up, where waiting may help.
-        orphan_timeout: Seconds after which everything on the cluster ends by itself when this process is gone.
+        min_workers: Pods that must be ready before ``with`` goes on; 0, the default, does not wait.
+        slots: Calls that one pod runs at a time; 1 if not given.
+        start_timeout: Seconds that the pods may take to come up, where waiting may help; 600 if not given.
+        orphan_timeout: Seconds after which everything on the cluster ends by itself when this process is gone; 600 if
+            not given.
         pod: More of :class:`PoolSpec` for the default pool: ``env``, ``secrets``, ``volumes``, ``node_selector``,
             ``tolerations``, ``image_pull_secrets``, ``service_account``, ``pod_template``.
 
@@ -68,6 +68,7 @@ class KubeExecutor(Calls):
         StoreRefused: The store needs a package or credentials that are missing. Nothing has been started then.
         TypeError: ``initializer`` is not callable.
 
+    What is not given comes from ``KUBE_EXECUTOR_*`` in the environment, or from a file: see :mod:`executor.defaults`.
     It starts when entered (``with`` or ``async with``), or at the first call. Calls, results and exceptions behave
     as in ``concurrent.futures``; a worker that dies does not break the executor.
     """
@@ -82,17 +83,17 @@ class KubeExecutor(Calls):
         broker_url: str | None = None,
         pools: Sequence[PoolSpec] = (),
         name: str | None = None,
-        lease: float = 5.0,
+        lease: float | None = None,
         store: str | None = None,
         image: str | None = None,
         namespace: str | None = None,
         context: str | None = None,
         kubeconfig: str | None = None,
         resources: Resources | None = None,
-        min_workers: int = 0,
-        slots: int = 1,
-        start_timeout: float = 600.0,
-        orphan_timeout: float = 600.0,
+        min_workers: int | None = None,
+        slots: int | None = None,
+        start_timeout: float | None = None,
+        orphan_timeout: float | None = None,
         **pod: Unpack[PodFields],
     ) -> None:
         from dataclasses import replace
@@ -101,8 +102,7 @@ class KubeExecutor(Calls):
         from executor.pools.pod_options import HomeOptions
         from executor.settings import Settings
         from executor.tasks.call_options import CallOptions
-        from executor.tasks.pool_spec import DEFAULT_POOL, PoolSpec
-        from executor.tasks.resources import Resources
+        from executor.tasks.pool_spec import DEFAULT_POOL, PodFields, PoolSpec
 
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -112,17 +112,19 @@ class KubeExecutor(Calls):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         settings = Settings.from_environment()
-        wanted = max_workers if max_workers is not None else settings.max_workers
+        pick = settings.pick
+        image = pick("image", image, None)
+        wanted = pick("max_workers", max_workers, None)
         self._max_workers = _workers(1 if image is not None and wanted is None else wanted)
-        self.name = make_session.new_id() if name is None else _checked_name(name)
+        self.name = _checked_name(pick("name", name, make_session.new_id()))
         default = PoolSpec(
             name=DEFAULT_POOL,
             max_workers=self._max_workers,
-            resources=resources or Resources(),
+            resources=_resources(resources or settings.values.get("resources", {})),
             image=image,
-            min_workers=min_workers,
-            slots=slots,
-            **pod,
+            min_workers=pick("min_workers", min_workers, 0),
+            slots=pick("slots", slots, 1),
+            **settings.filled(pod, PodFields.__annotations__),
         )
         specs = [default, *(replace(spec, image=spec.image or image) for spec in pools)]
         self._names = [spec.name for spec in specs]
@@ -135,6 +137,8 @@ class KubeExecutor(Calls):
                 f"The pool {elsewhere[0].name!r} has an image and the default pool has none: all pools of an executor "
                 "are pods, or none is. Give image= to the executor, too."
             )
+        broker_url = pick("broker_url", broker_url, None)
+        lease, store = pick("lease", lease, 5.0), pick("store", store, None)
         if image is not None:
             if broker_url is not None:
                 raise ValueError(
@@ -142,11 +146,11 @@ class KubeExecutor(Calls):
                 )
             home = HomeOptions(
                 executor=self.name,
-                namespace=namespace,
-                context=context,
-                kubeconfig=kubeconfig,
-                start_timeout_s=start_timeout,
-                orphan_timeout_s=max(1, round(orphan_timeout)),
+                namespace=pick("namespace", namespace, None),
+                context=pick("context", context, None),
+                kubeconfig=pick("kubeconfig", kubeconfig, None),
+                start_timeout_s=pick("start_timeout", start_timeout, 600.0),
+                orphan_timeout_s=max(1, round(pick("orphan_timeout", orphan_timeout, 600.0))),
             )
             self._session = make_session.on_cluster(
                 specs, home, lease_s=lease, store=store, initializer=started, max_tasks_per_child=max_tasks_per_child
@@ -155,7 +159,7 @@ class KubeExecutor(Calls):
             self._session = make_session.local(
                 specs,
                 executor=self.name,
-                broker_url=settings.broker_url if broker_url is None else broker_url,
+                broker_url=broker_url,
                 lease_s=lease,
                 store=store,
                 initializer=started,
@@ -330,6 +334,18 @@ def _checked_name(name: object) -> str:
             f"name={name!r} names queues: 1 to {_LONGEST_NAME} characters, no blanks, nothing that cannot be printed."
         )
     return name
+
+
+def _resources(wanted: Resources | Mapping[str, Any]) -> Resources:
+    from executor.tasks.resources import Resources
+
+    if isinstance(wanted, Resources):
+        return wanted
+    try:
+        return Resources(**wanted)
+    except TypeError:
+        known = ", ".join(Resources.__annotations__)
+        raise ValueError(f"resources={wanted!r} has more than {known}.") from None
 
 
 def _arguments(initargs: Any) -> tuple[Any, ...]:

@@ -1,11 +1,7 @@
 """Settings from the environment; the only place that reads it.
 
-======================================  ===============================================================
-``KUBE_EXECUTOR_BROKER_URL``            as ``broker_url=``
-``KUBE_EXECUTOR_MAX_WORKERS``           as ``max_workers=``
-======================================  ===============================================================
-
-An argument wins over the environment. A worker process is told by whoever starts it:
+Arguments that ``KubeExecutor`` is not given come from ``KUBE_EXECUTOR_*`` or a file: see :mod:`executor.defaults`.
+A worker process is told by whoever starts it:
 
 ======================================  ===============================================================
 ``KUBE_EXECUTOR_WORKER_CONFIG``         its settings: path of a JSON file that only its user can read
@@ -26,39 +22,57 @@ Client and workers find the credentials for ``store="az://..."`` under the names
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
-_PREFIX = "KUBE_EXECUTOR_"
+from executor import defaults
+
+T = TypeVar("T")
+
+_PREFIX = defaults.PREFIX
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment says.
+    """Arguments for which ``KubeExecutor`` has something to fall back on.
 
     Attributes:
-        broker_url: Address of the broker, or None.
-        max_workers: Calls that run at a time, or None.
+        values: By name of the argument.
     """
 
-    broker_url: str | None = None
-    max_workers: int | None = None
+    values: Mapping[str, Any]
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables.
+        """Read the variables, and the file that they or the user's directory of configurations have.
 
         Raises:
-            ValueError: A number does not parse; names the variable.
+            ValueError: Something does not parse; says where it stands.
+            FileNotFoundError: The file that ``KUBE_EXECUTOR_CONFIG`` names is not there.
         """
-        workers = environment.get(_PREFIX + "MAX_WORKERS")
-        if workers is not None and not workers.strip().isdigit():
-            raise ValueError(f"{_PREFIX}MAX_WORKERS={workers!r} in the environment must be a whole number above 0.")
-        return cls(
-            broker_url=environment.get(_PREFIX + "BROKER_URL") or None,
-            max_workers=None if workers is None else int(workers),
-        )
+        return cls({**_from_file(environment), **defaults.from_variables(environment)})
+
+    def pick(self, name: str, given: T | None, otherwise: T) -> T:
+        """The argument as it was given, else as it is here, else ``otherwise``."""
+        found: T = self.values.get(name, otherwise) if given is None else given
+        return found
+
+    def filled(self, given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """Arguments as they were given, and those of ``names`` that were not as they are here."""
+        return {**{name: self.values[name] for name in names if name in self.values}, **given}
+
+
+def _from_file(environment: Mapping[str, str]) -> Mapping[str, Any]:
+    if named := environment.get(defaults.CONFIG):
+        return defaults.from_file(Path(named).expanduser().read_text("utf-8"), named)
+    home = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME") or "/nonexistent", ".config")
+    path = Path(home, defaults.FILE_NAME)
+    try:
+        return defaults.from_file(path.read_text("utf-8"), str(path))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
