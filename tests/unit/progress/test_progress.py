@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from executor.progress import displays
+from executor.progress import displays, reporter
 from executor.progress.displays import LineDisplay, RichDisplay, TqdmDisplay
 from executor.progress.reporter import (
     ProgressReporter,
@@ -64,6 +64,12 @@ class Terminal:
                 text += os.read(self._mine, 65536)
             except BlockingIOError:
                 return text.decode()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """However loaded the machine is, what a display shows at the end is waited for."""
+    monkeypatch.setattr(reporter, "_CLOSE_S", 30.0)
 
 
 @pytest.fixture
